@@ -1,0 +1,364 @@
+"""Public stateless ops: argument checks, autocast, and the choice of a backend.
+
+``backend="torch"`` runs the definition in ``reference.py``. ``"triton"`` runs the fused kernel or
+says why it cannot. ``"auto"`` takes the kernel whenever ``why_not_triton`` has nothing against it.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from mmfusion import reference
+
+__all__ = ["presence_attention", "retrieve", "why_not_triton"]
+
+_OPS = ("retrieve", "presence_attention")
+_HAS_TRITON = find_spec("triton") is not None
+_HAS_KERNELS = find_spec("mmfusion.kernels") is not None
+
+
+def retrieve(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor | None = None,
+    *,
+    k: int | None,
+    temperature: float,
+    held: Tensor | int | None = None,
+    exclude: Tensor | tuple[Tensor, Tensor] | None = None,
+    wanted: Tensor | None = None,
+    similarity: str = "cosine",
+    key_scale: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix the ``k`` most similar slots of a memory: exact top-k, softmax, weighted readout.
+
+    Gradients flow to ``query``, and to ``keys`` and ``values`` if they require it, through the
+    chosen slots only. ``weights`` and ``indices`` carry none: to differentiate a mix of something,
+    pass it as ``values``. Scores and softmax are fp32 (fp64 for fp64 banks), also under autocast. A
+    query with no slot to read gives exact zeros, and its gradient is zero.
+
+    Args:
+        query: What to look for. It is cast to the type of ``keys``.
+        keys: What is searched; the number of its axes decides between one bank and one per
+            modality.
+        values: What is mixed; None mixes the keys.
+        k: Slots read per query. May exceed the slots there are: the rest has index -1 and weight 0.
+            None reads all held slots, in slot order (for small banks of prototypes).
+        temperature: Softmax temperature over the scores.
+        held: The first ``held`` slots are valid, the others are never read and may hold NaN.
+        exclude: One slot number that a query must not read (-1: none), or ``(query_ids, slot_ids)``
+            to keep a query from every slot with its own id (negative ids match nothing).
+        wanted: Queries that are False are not answered: zeros, weight 0, index -1.
+        similarity: ``"cosine"`` or ``"dot"``. A vector shorter than 1e-12 has cosine 0.
+        key_scale: Inverse norms of the keys, if the caller keeps them; None computes them.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``.
+
+    Returns:
+        ``readout`` in the type of ``query``, ``weights`` in fp32, ``indices`` best first.
+
+    Shape:
+        - one bank: ``query`` ``(Q, D)``, ``keys`` ``(S, D)``, ``values`` ``(S, Dv)``,
+          ``held`` a number, ``exclude`` ``(Q,)`` or ids ``(Q,)`` and ``(S,)``, ``wanted`` ``(Q,)``
+        - a bank per modality: ``query`` ``(B, M, D)`` or ``(B, M, Q, D)``, ``keys`` ``(M, S, D)``,
+          ``values`` ``(M, S, Dv)``, ``held`` ``(M,)``, ``exclude`` ``(B,)`` or the query's leading
+          axes, with slot ids ``(M, S)``, ``wanted`` ``(B, M)``
+        - results: the leading axes of ``query``, then ``Dv``, ``k``, ``k``
+
+    Raises:
+        ValueError: If shapes, types or ranges contradict each other, or ``backend="triton"`` cannot
+            serve the call.
+
+    Example:
+        >>> bank = torch.tensor([[1.0, 0.0], [0.0, 2.0], [float("nan"), 0.0]])
+        >>> readout, weights, indices = retrieve(
+        ...     torch.tensor([[0.0, 3.0]]), bank, k=3, temperature=0.1, held=2)
+        >>> indices.tolist()
+        [[1, 0, -1]]
+
+    References:
+        The lookup of section 2, stage 4, of the method: our design; softmax-weighted neighbours as
+        in Wu et al., "Memorizing Transformers", ICLR 2022.
+    """
+    grouped = _check_retrieve(query, keys, values, k, temperature, similarity)
+    leading = query.shape[:-1]
+    groups = keys.shape[0] if grouped else 1
+    bank = [None if x is None else (x if grouped else x.unsqueeze(0)) for x in (keys, values)]
+    forbidden: Tensor | tuple[Tensor, Tensor] | None = None
+    if isinstance(exclude, tuple):
+        ids = _per_query("exclude[0]", exclude[0], leading, grouped)
+        _check_ids("exclude[1]", exclude[1], keys.shape[:-1])
+        forbidden = (ids, exclude[1].reshape(groups, -1))
+    elif exclude is not None:
+        forbidden = _per_query("exclude", exclude, leading, grouped)
+    if wanted is not None:
+        if wanted.dtype != torch.bool:
+            raise ValueError(f"wanted is {wanted.dtype}: it is bool, True to answer. Use .bool().")
+        wanted = _per_query("wanted", wanted, leading, grouped)
+    arguments = {
+        "k": k,
+        "temperature": temperature,
+        "held": _check_held(held, keys, grouped),
+        "exclude": forbidden,
+        "wanted": wanted,
+        "similarity": similarity,
+        "key_scale": None if key_scale is None else key_scale.reshape(groups, -1),
+    }
+    _choose("retrieve", backend, query, keys)
+    with torch.autocast(query.device.type, enabled=False):
+        results = reference.retrieve(_fold(query, 1, grouped), *bank, **arguments)  # type: ignore[arg-type]
+    readout, weights, indices = (_unfold(x, leading, grouped) for x in results)
+    return readout, weights, indices
+
+
+def presence_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    present: Tensor,
+    *,
+    lengths: Sequence[int],
+    num_context: int = 0,
+    allow: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attend over the tokens of present modalities and the context, never over absent ones.
+
+    Keys and values of an absent modality are not read: NaN there changes no bit of the result and
+    gets exactly zero gradient, and cutting them out gives the same result. All queries are
+    answered, absent ones too, since that is how absent tokens are synthesised. A query that may see
+    nothing gives exact zeros. Scale ``Dh ** -0.5``; softmax in fp32; under autocast the operands
+    take its type, as in ``scaled_dot_product_attention``.
+
+    Args:
+        q: Queries.
+        k: Keys: context tokens first, then ``lengths[0]`` tokens of modality 0, and so on.
+        v: Values, in the order of the keys.
+        present: Which modalities may be read.
+        lengths: Tokens of each modality among the keys.
+        num_context: Context tokens among the keys; always visible.
+        allow: Which modality (row) may look at which (column). Needs self-attention.
+        dropout: Share of attention weights set to zero.
+        seed: With ``dropout``: an integer tensor from which the dropped weights follow.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``.
+
+    Shape:
+        - ``q`` and the result: ``(B, Nq, H, Dh)``
+        - ``k``, ``v``: ``(B, N, H, Dh)``, ``N = num_context + sum(lengths)``
+        - ``present``: ``(B, M)``; ``allow``: ``(M, M)``; ``seed``: ``()``
+
+    Raises:
+        ValueError: If shapes or types contradict each other, ``allow`` comes without
+            self-attention, ``dropout`` without ``seed``, or ``backend="triton"`` cannot serve.
+
+    Example:
+        >>> v = torch.tensor([[1.0], [3.0], [float("nan")]]).reshape(1, 3, 1, 1)
+        >>> present = torch.tensor([[True, False]])
+        >>> out = presence_attention(torch.zeros(1, 1, 1, 1), v, v, present, lengths=(2, 1))
+        >>> out.item()
+        2.0
+
+    References:
+        Vaswani et al., "Attention Is All You Need", 2017. The presence contract is our design.
+    """
+    _check_attention(q, k, v, present, lengths, num_context, allow, dropout, seed)
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    _choose("presence_attention", backend, q, k, v)
+    return reference.presence_attention(
+        q,
+        k,
+        v,
+        present,
+        lengths=lengths,
+        num_context=num_context,
+        allow=allow,
+        dropout=dropout,
+        seed=seed,
+    )
+
+
+def why_not_triton(op: str, *tensors: Tensor) -> str | None:
+    """The reason why ``backend="auto"`` takes plain PyTorch for these tensors; None if it does not.
+
+    Args:
+        op: ``"retrieve"`` or ``"presence_attention"``.
+        *tensors: The floating tensors of the call.
+
+    Raises:
+        ValueError: If there is no such op.
+
+    Example:
+        >>> why_not_triton("retrieve", torch.ones(2, 3)) is None
+        False
+    """
+    if op not in _OPS:
+        raise ValueError(f"op={op!r}: the fused ops are {_OPS}. Name one of them.")
+    if not _HAS_KERNELS:
+        return "this version of mmfusion ships no Triton kernels"
+    if not _HAS_TRITON:
+        return "triton is not installed"
+    for tensor in tensors:
+        if tensor.device.type != "cuda":
+            return f"the tensors are on {tensor.device.type}"
+        if tensor.dtype == torch.float64:
+            return "float64"
+    return None
+
+
+def _choose(op: str, backend: str, *tensors: Tensor) -> None:
+    """Check ``backend``; the torch one serves until kernels are shipped."""
+    if backend not in ("auto", "torch", "triton"):
+        raise ValueError(
+            f"backend={backend!r}: it is one of 'auto', 'torch', 'triton'. Use 'auto' unless you "
+            "compare backends."
+        )
+    reason = why_not_triton(op, *tensors) if backend == "triton" else None
+    if reason is not None:
+        raise ValueError(
+            f"backend='triton' for {op}, but {reason}: the fused kernel serves CUDA tensors it was "
+            "built for. Use backend='auto', which falls back to PyTorch."
+        )
+
+
+def _check_retrieve(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    k: int | None,
+    temperature: float,
+    similarity: str,
+) -> bool:
+    """Whether the call is grouped."""
+    grouped = keys.ndim == 3
+    axes = "(B, M, D) or (B, M, Q, D) with keys (M, S, D)" if grouped else "(Q, D) with keys (S, D)"
+    fits = query.ndim in ((3, 4) if grouped else (2,)) and keys.ndim in (2, 3)
+    if (
+        not fits
+        or query.shape[-1] != keys.shape[-1]
+        or (grouped and query.shape[1] != keys.shape[0])
+    ):
+        raise ValueError(
+            f"query is {tuple(query.shape)} and keys {tuple(keys.shape)}: query is {axes}, of one "
+            "width. Add or drop an axis."
+        )
+    if keys.shape[-2] < 1:
+        raise ValueError(
+            f"keys is {tuple(keys.shape)}: a memory has at least one slot. Pass held=0 for one "
+            "that holds nothing yet."
+        )
+    if values is not None and values.shape[:-1] != keys.shape[:-1]:
+        raise ValueError(
+            f"values is {tuple(values.shape)} and keys {tuple(keys.shape)}: they agree in all axes "
+            "but the last. Pass one value per key."
+        )
+    if k is not None and k < 1:
+        raise ValueError(f"k={k}: at least one slot is read. Use k >= 1, or k=None to read all.")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: it divides the scores. Use a number above 0.")
+    if similarity not in ("cosine", "dot"):
+        raise ValueError(f"similarity={similarity!r}: it is 'cosine' or 'dot'. Use one of them.")
+    return grouped
+
+
+def _check_held(held: Tensor | int | None, keys: Tensor, grouped: bool) -> Tensor | None:
+    if held is None:
+        return None
+    held = held if isinstance(held, Tensor) else torch.tensor(held, device=keys.device)
+    expected = keys.shape[:1] if grouped else torch.Size([])
+    if held.dtype == torch.bool or held.is_floating_point() or held.shape != expected:
+        raise ValueError(
+            f"held is {tuple(held.shape)} {held.dtype}: it counts the valid slots, integers of "
+            f"shape {tuple(expected)}. Pass the count, not a boolean per slot."
+        )
+    return held.reshape(-1)
+
+
+def _check_ids(name: str, ids: Tensor, expected: torch.Size) -> None:
+    if ids.dtype != torch.int64 or ids.shape != expected:
+        raise ValueError(
+            f"{name} is {tuple(ids.shape)} {ids.dtype}: it holds int64 numbers of shape "
+            f"{tuple(expected)}, negative for none. Cast or reshape it."
+        )
+
+
+def _per_query(name: str, table: Tensor, leading: torch.Size, grouped: bool) -> Tensor:
+    """A table per sample or per query -> (groups, queries)."""
+    if name != "wanted" and table.dtype != torch.int64:
+        _check_ids(name, table, leading)
+    if not any(table.shape == leading[:n] for n in range(1, len(leading) + 1)):
+        raise ValueError(
+            f"{name} is {tuple(table.shape)}: its axes are the leading ones of query, "
+            f"{tuple(leading)}. Reshape it."
+        )
+    table = table.reshape(*table.shape, *[1] * (len(leading) - table.ndim)).expand(leading)
+    return _fold(table, 0, grouped)
+
+
+def _fold(x: Tensor, trailing: int, grouped: bool) -> Tensor:
+    """(B, M, ...) or (Q, ...) -> (groups, queries, *trailing axes)."""
+    if not grouped:
+        return x.unsqueeze(0)
+    x = x.transpose(0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[x.ndim - trailing :])
+
+
+def _unfold(x: Tensor, leading: torch.Size, grouped: bool) -> Tensor:
+    if not grouped:
+        return x.squeeze(0)
+    return x.reshape(leading[1], leading[0], *leading[2:], x.shape[-1]).transpose(0, 1)
+
+
+def _check_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    present: Tensor,
+    lengths: Sequence[int],
+    num_context: int,
+    allow: Tensor | None,
+    dropout: float,
+    seed: Tensor | None,
+) -> None:
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[0::2] != k.shape[0::2]:
+        raise ValueError(
+            f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: q is (B, Nq, H, Dh), "
+            "k and v (B, N, H, Dh). Use unflatten(-1, (num_heads, -1))."
+        )
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"q has heads of width {q.shape[3]} and k of {k.shape[3]}: they are multiplied, so the "
+            "widths agree. Project both to one width."
+        )
+    if present.dtype != torch.bool or present.shape != (k.shape[0], len(lengths)):
+        raise ValueError(
+            f"present is {tuple(present.shape)} {present.dtype}: it is bool (B, M) = "
+            f"{(k.shape[0], len(lengths))}, True where observed. Give one length per modality."
+        )
+    if num_context + sum(lengths) != k.shape[1]:
+        raise ValueError(
+            f"num_context={num_context} and lengths={tuple(lengths)} with {k.shape[1]} keys: "
+            "context and modality tokens make up all keys. Correct the lengths."
+        )
+    num_modalities = len(lengths)
+    if allow is not None and (
+        allow.dtype != torch.bool
+        or allow.shape != (num_modalities, num_modalities)
+        or q.shape[1] != k.shape[1]
+    ):
+        raise ValueError(
+            f"allow is {tuple(allow.shape)} {allow.dtype} with {q.shape[1]} queries and "
+            f"{k.shape[1]} keys: it is bool (M, M), and queries and keys are the same tokens. Drop "
+            "allow in cross-attention."
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout}: it is a share of weights. Use 0 <= dropout < 1.")
+    if dropout and (seed is None or seed.is_floating_point()):
+        raise ValueError(
+            f"dropout={dropout} with seed={seed}: what is dropped follows from an integer tensor. "
+            "Draw one, for example torch.randint(2**63 - 1, (), device=q.device)."
+        )

@@ -1,0 +1,29 @@
+"""The stages of CMML as modules of their own, and what models share."""
+
+from mmfusion.layers.alignment import ReferenceAlignment
+from mmfusion.layers.attention import PresenceAttention
+from mmfusion.layers.crta import CRTA, CRTABlock, CRTAOutput
+from mmfusion.layers.encoders import ModalityEncoders
+from mmfusion.layers.head import FusionOutput, Head
+from mmfusion.layers.memory import MemoryBank, MemoryReadout, PrototypeMemory, ReadoutGate
+from mmfusion.layers.pooling import PresencePool
+from mmfusion.layers.tokens import AbsentTokens, ContextTokens, ModalityTokens
+
+__all__ = [
+    "CRTA",
+    "AbsentTokens",
+    "CRTABlock",
+    "CRTAOutput",
+    "ContextTokens",
+    "FusionOutput",
+    "Head",
+    "MemoryBank",
+    "MemoryReadout",
+    "ModalityEncoders",
+    "ModalityTokens",
+    "PresenceAttention",
+    "PresencePool",
+    "PrototypeMemory",
+    "ReadoutGate",
+    "ReferenceAlignment",
+]

@@ -1,0 +1,276 @@
+"""From whatever encoders give to L tokens per modality; the context and the absent tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmfusion.functional import presence_attention
+from mmfusion.layers.reset import reset_children
+from mmfusion.presence import normalise
+
+__all__ = ["AbsentTokens", "ContextTokens", "ModalityTokens"]
+
+
+class ModalityTokens(nn.Module):
+    """Turn features of any kind and width into ``L`` tokens of width ``D`` per modality.
+
+    A vector, a token sequence with its own padding, or a 2-D/3-D feature map. Absent rows are
+    replaced by zeros before any arithmetic and come out as zeros, with exactly zero gradient.
+
+    Args:
+        features: Width of each modality's features, ``F``, in the order of ``present``'s columns.
+        dim: Width of a token, ``D``.
+        num_tokens: Tokens per modality, ``L``.
+        check_values: Look for NaN in observed rows; see ``presence.normalise``.
+        device: Where the parameters live.
+        dtype: Type of the parameters.
+
+    Shape:
+        - a modality: ``(B, F)``; ``(B, T, F)``, alone or as ``(tokens, valid)`` with ``valid``
+          ``(B, T)`` bool; or ``(B, F, *spatial)`` with two or three spatial axes
+        - ``present``: ``(B, M)``; None infers it from None values and NaN rows
+        - result: ``(B, M, L, D)``
+
+    Raises:
+        ValueError: If a modality is unknown or has another width, or on what ``normalise`` refuses.
+
+    Example:
+        >>> tokens = ModalityTokens({"photo": 8, "table": 3}, dim=4, num_tokens=2)
+        >>> out = tokens({"photo": torch.ones(5, 8, 7, 7), "table": None})
+        >>> tuple(out.shape), out[:, 1].abs().sum().item()
+        ((5, 2, 2, 4), 0.0)
+
+    References:
+        Learned queries that resample a sequence: Jaegle et al., "Perceiver", 2021. Projection, norm
+        and the per-slot mixing are our design.
+    """
+
+    def __init__(
+        self,
+        features: Mapping[str, int],
+        dim: int,
+        num_tokens: int,
+        *,
+        check_values: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.check_values = check_values
+        self.modalities: Any = nn.ModuleDict()
+        for name, width in features.items():
+            if not name or "." in name or hasattr(self.modalities, name):
+                raise ValueError(
+                    f"modality name {name!r}: it becomes part of a state_dict key and an attribute "
+                    "of nn.ModuleDict. Use a name without dots that is not one of its methods."
+                )
+            tokeniser = _Tokeniser(width, dim, num_tokens, device=device, dtype=dtype)
+            self.modalities[name] = tokeniser
+        self.num_tokens = num_tokens
+        self.dim = dim
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        reset_children(self)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``repr``."""
+        return f"dim={self.dim}, num_tokens={self.num_tokens}"
+
+    def forward(self, inputs: Mapping[str, Any], present: Tensor | None = None) -> Tensor:
+        """Tokenise; a modality that is None for the whole batch gives zeros."""
+        names = tuple(self.modalities)
+        tensors, present = normalise(inputs, names, present, check_values=self.check_values)
+        tokens = []
+        for column, (name, tokeniser) in enumerate(self.modalities.items()):
+            observed = present[:, column]
+            if tensors[name] is None:
+                blank = tokeniser.embedding.new_zeros(len(observed), self.num_tokens, self.dim)
+                tokens.append(blank)
+                continue
+            sequence, valid = _as_sequence(name, tensors[name], tokeniser.project.in_features)
+            made = tokeniser(sequence, valid)
+            tokens.append(torch.where(observed[:, None, None], made, 0))
+        return torch.stack(tokens, dim=1)  # (B, M, L, D)
+
+
+class ContextTokens(nn.Module):
+    """Hold the dataset-level semantic prior: ``C`` learned tokens, the same for every sample.
+
+    Args:
+        num_context: Context tokens, ``C``.
+        dim: Width of a token, ``D``.
+        device: Where the parameter lives.
+        dtype: Type of the parameter.
+
+    Shape:
+        - result: ``(B, C, D)``, a view of the one parameter
+
+    Raises:
+        ValueError: If ``num_context`` is below 1.
+
+    Example:
+        >>> tuple(ContextTokens(3, dim=4)(2).shape)
+        (2, 3, 4)
+
+    References:
+        Context tokens as a semantic prior: arXiv 2605.25968. Their initial spread is our design.
+    """
+
+    def __init__(
+        self,
+        num_context: int,
+        dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_context < 1:
+            raise ValueError(f"num_context={num_context}: there is at least one. Use 1 or more.")
+        self.tokens = nn.Parameter(torch.empty(num_context, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the tokens anew."""
+        nn.init.normal_(self.tokens)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``repr``."""
+        return "num_context={}, dim={}".format(*self.tokens.shape)
+
+    def forward(self, batch_size: int) -> Tensor:
+        """The context, once per sample."""
+        return self.tokens.expand(batch_size, -1, -1)
+
+
+class AbsentTokens(nn.Module):
+    """Put a learned token where a modality is absent, whatever lay there.
+
+    Args:
+        num_modalities: How many modalities, ``M``.
+        num_tokens: Tokens per modality, ``L``.
+        dim: Width of a token, ``D``.
+        device: Where the parameter lives.
+        dtype: Type of the parameter.
+
+    Shape:
+        - ``tokens``, result: ``(B, M, L, D)``; ``present``: ``(B, M)``
+
+    Raises:
+        ValueError: If ``tokens`` or ``present`` has other sizes than declared.
+
+    Example:
+        >>> absent = AbsentTokens(2, num_tokens=1, dim=3)
+        >>> tokens = torch.full((1, 2, 1, 3), float("nan"))
+        >>> out = absent(tokens, torch.tensor([[False, False]]))
+        >>> bool((out[0] == absent.tokens).all())
+        True
+
+    References:
+        The mask token of Devlin et al., "BERT", 2019; one per modality and slot: our design.
+    """
+
+    def __init__(
+        self,
+        num_modalities: int,
+        num_tokens: int,
+        dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = (num_modalities, num_tokens, dim)
+        self.tokens = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the tokens anew."""
+        nn.init.normal_(self.tokens)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``repr``."""
+        return "num_modalities={}, num_tokens={}, dim={}".format(*self.tokens.shape)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """Observed tokens, and learned ones elsewhere."""
+        if tokens.shape[1:] != self.tokens.shape or present.shape != tokens.shape[:2]:
+            raise ValueError(
+                f"tokens is {tuple(tokens.shape)} and present {tuple(present.shape)}: this layer "
+                f"was built for (M, L, D) = {tuple(self.tokens.shape)}, so they are (B, M, L, D) "
+                "and (B, M). Rebuild it, or reshape them."
+            )
+        return torch.where(present[:, :, None, None], tokens, self.tokens)
+
+
+class _Tokeniser(nn.Module):
+    """One modality: project, resample T -> L with learned queries, mix each slot, add identity."""
+
+    def __init__(
+        self,
+        features: int,
+        dim: int,
+        num_tokens: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        kind: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.project = nn.Linear(features, dim, **kind)
+        self.norm = nn.LayerNorm(dim, **kind)
+        self.norm_out = nn.LayerNorm(dim, **kind)
+        self.queries = nn.Parameter(torch.empty(num_tokens, dim, **kind))
+        self.mix = nn.Parameter(torch.empty(num_tokens, dim, dim, **kind))
+        self.embedding = nn.Parameter(torch.empty(num_tokens, dim, **kind))
+        self._reset_own()
+
+    def _reset_own(self) -> None:
+        nn.init.normal_(self.queries, std=0.02)
+        nn.init.normal_(self.mix, std=self.mix.shape[-1] ** -0.5)
+        nn.init.normal_(self.embedding, std=0.02)
+
+    def reset_parameters(self) -> None:
+        reset_children(self)
+        self._reset_own()
+
+    def forward(self, sequence: Tensor, valid: Tensor) -> Tensor:
+        hidden = F.gelu(self.norm(self.project(sequence))).unsqueeze(2)  # (B, T, 1, D)
+        queries = self.queries.to(hidden.dtype).expand(len(hidden), -1, -1).unsqueeze(2)
+        # A vector is a sequence of one token: all L queries read it, and the mixing tells them
+        # apart.
+        steps = (1,) * sequence.shape[1]
+        pooled = presence_attention(queries, hidden, hidden, valid, lengths=steps).squeeze(2)
+        mixed = torch.einsum("bld,lde->ble", pooled, self.mix.to(pooled.dtype))
+        return self.norm_out(mixed) + self.embedding
+
+
+def _as_sequence(name: str, value: Any, width: int) -> tuple[Tensor, Tensor]:
+    """A vector, sequence or map -> (B, T, F), and which steps are real."""
+    valid = None
+    if isinstance(value, tuple):
+        value, valid = value
+    kinds = {2: -1, 3: -1, 4: 1, 5: 1}  # number of axes -> where the width is
+    if value.ndim not in kinds or value.shape[kinds[value.ndim]] != width:
+        raise ValueError(
+            f"features of {name!r} are {tuple(value.shape)}: declared with width {width}, they are "
+            f"(B, {width}), (B, T, {width}) or (B, {width}, *spatial) with 2 or 3 spatial axes. "
+            "Declare the width they have, or move the axis."
+        )
+    if value.ndim == 2:
+        value = value.unsqueeze(1)
+    elif value.ndim > 3:
+        value = value.flatten(2).mT
+    if valid is None:
+        valid = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
+    elif valid.dtype != torch.bool or valid.shape != value.shape[:2]:
+        raise ValueError(
+            f"valid of {name!r} is {tuple(valid.shape)} {valid.dtype}: it is bool (B, T) = "
+            f"{tuple(value.shape[:2])}, True for real steps. Convert it."
+        )
+    # Padding may hold anything: it is replaced before the projection, as absent rows are.
+    return torch.where(valid.unsqueeze(-1), value, 0), valid

@@ -1,0 +1,223 @@
+"""The losses of CMML as pure functions.
+
+Every mean is over the joint batch of all ranks by default: each rank returns its share times the
+number of ranks, so that DDP's averaged gradient is that of one process with the joint batch, with
+uneven batches too. ``gather=False`` stays on this rank (in validation on one rank, say).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmfusion.ranks import first_row, gather_rows, joint_mean
+
+__all__ = ["alignment_loss", "class_contrastive_loss", "reconstruction_loss", "task_loss"]
+
+IGNORE = -100
+TARGETS = ("multiclass", "multilabel", "binary", "regression")
+
+
+def reconstruction_loss(
+    synthesised: Tensor, tokens: Tensor, hidden: Tensor, *, gather: bool = True
+) -> Tensor:
+    """How far synthesised tokens are from the truth, where truth exists: cosine plus smooth L1.
+
+    Gradients flow to ``synthesised`` alone; the truth is detached. Nothing hidden gives exactly 0.
+
+    Args:
+        synthesised: The guess for every modality.
+        tokens: The truth; it may hold anything where not ``hidden``.
+        hidden: Where the truth is known and was hidden from the model: ``present & ~visible``.
+        gather: Mean over the joint batch of all ranks.
+
+    Shape:
+        - ``synthesised``, ``tokens``: ``(B, M, L, D)``; ``hidden``: ``(B, M)``; result: scalar
+
+    Example:
+        >>> guess, truth = torch.ones(1, 2, 1, 4), torch.full((1, 2, 1, 4), 3.0)
+        >>> reconstruction_loss(guess, truth, torch.tensor([[True, False]])).item()
+        1.5
+
+    References:
+        Our design; smooth L1: Girshick, "Fast R-CNN", ICCV 2015, equation 3.
+    """
+    rows = hidden[:, :, None, None]
+    truth = torch.where(rows, tokens.detach(), 0).float()
+    guess = torch.where(rows, synthesised, 0).float()
+    distance = F.smooth_l1_loss(guess, truth, reduction="none").mean((2, 3))
+    angle = 1 - F.cosine_similarity(guess, truth, dim=-1).mean(2)
+    return joint_mean(distance + angle, hidden, gather)
+
+
+def alignment_loss(aligned: Tensor, reference: Tensor, *, gather: bool = True) -> Tensor:
+    """Angle between each modality's pooled aligned tokens and the sample's pooled reference.
+
+    Observed and synthesised modalities count alike. Gradients flow to ``aligned`` alone.
+
+    Args:
+        aligned: Tokens after alignment.
+        reference: The sample's semantic reference; detached.
+        gather: Mean over the joint batch of all ranks.
+
+    Shape:
+        - ``aligned``: ``(B, M, L, D)``; ``reference``: ``(B, C, D)``; result: scalar, 0 to 2
+
+    Example:
+        >>> aligned = torch.tensor([[[[1.0, 0.0]], [[-1.0, 0.0]]]])
+        >>> alignment_loss(aligned, torch.tensor([[[2.0, 0.0]]])).item()
+        1.0
+
+    References:
+        Our design.
+    """
+    towards = reference.detach().float().mean(1, keepdim=True)  # (B, 1, D)
+    angle = 1 - F.cosine_similarity(aligned.float().mean(2), towards, dim=-1)  # (B, M)
+    return joint_mean(angle, torch.ones_like(angle, dtype=torch.bool), gather)
+
+
+def class_contrastive_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    present: Tensor | None = None,
+    temperature: float = 0.1,
+    *,
+    gather: bool = True,
+) -> Tensor:
+    """Draw together what shares a label, across samples *and* modalities; push the rest apart.
+
+    Anchors are all modality vectors. A positive is another vector of the same class; for several
+    labels a pair weighs by their Jaccard overlap, and vectors of one sample always by 1. Anchors
+    without a positive do not count, and a batch without any gives exactly 0. Samples without a
+    label (-100, or NaN throughout) are left out; NaN cells of a label row are left out of the
+    overlap.
+
+    Args:
+        embeddings: One vector per modality; normalised here.
+        labels: Class numbers, or multi-hot rows.
+        present: Modalities that take part; None is all. Others may hold anything.
+        temperature: Divides the cosine similarities.
+        gather: Contrast with the vectors of all ranks, and mean over all their anchors.
+
+    Shape:
+        - ``embeddings``: ``(B, M, D)``; ``labels``: ``(B,)`` or ``(B, Y)``; ``present``: ``(B, M)``
+        - result: scalar
+
+    Raises:
+        ValueError: If ``temperature`` is not above 0, or shapes do not fit.
+
+    Example:
+        >>> embeddings = torch.tensor([[[1.0, 0.0]], [[1.0, 0.1]], [[-1.0, 0.0]]])
+        >>> loss = class_contrastive_loss(embeddings, torch.tensor([0, 0, 1]))
+        >>> bool(loss < 0.01), class_contrastive_loss(embeddings[1:], torch.tensor([0, 1])).item()
+        (True, 0.0)
+
+    References:
+        Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out), to which
+        it is equal for class numbers. Jaccard weights over modalities: our design.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: it divides scores. Use a number above 0.")
+    if embeddings.ndim != 3 or labels.ndim not in (1, 2) or len(labels) != len(embeddings):
+        raise ValueError(
+            f"embeddings is {tuple(embeddings.shape)} and labels {tuple(labels.shape)}: they are "
+            "(B, M, D), and (B,) or (B, Y). Pool tokens to one vector per modality first."
+        )
+    batch_size, modalities = embeddings.shape[:2]
+    known = _labelled(labels)
+    used = (
+        known.unsqueeze(1).expand(-1, modalities) if present is None else present & known[:, None]
+    )
+    vectors = F.normalize(torch.where(used.unsqueeze(-1), embeddings, 0).float(), dim=-1)
+    anchors, used = vectors.flatten(0, 1), used.flatten()  # (B*M, D), (B*M,)
+    columns, real, column_labels, start = anchors, used, labels, 0
+    if gather:
+        table = used.reshape(batch_size, modalities)
+        columns, real, column_labels, start = _gather(vectors, table, labels)
+    scores = anchors @ columns.mT / temperature  # (B*M, R*M)
+    row = torch.arange(len(anchors), device=scores.device) + start
+    column = torch.arange(len(columns), device=scores.device)
+    countable = real & (row.unsqueeze(1) != column)
+    positive = _overlap(labels, column_labels).repeat_interleave(modalities, 0)
+    positive = positive.repeat_interleave(modalities, 1)
+    positive = torch.where((row // modalities).unsqueeze(1) == column // modalities, 1.0, positive)
+    positive = torch.where(countable & used.unsqueeze(1), positive, 0.0)
+    # log softmax over all other vectors; a row with no other stays finite and has no positive
+    scores = scores.masked_fill(~countable, torch.finfo(scores.dtype).min)
+    log_probability = scores.log_softmax(-1)
+    weight = positive.sum(-1)
+    loss = -torch.where(positive > 0, positive * log_probability, 0).sum(-1)
+    return joint_mean(loss / weight.clamp(min=torch.finfo(weight.dtype).tiny), weight > 0, gather)
+
+
+def task_loss(
+    logits: Tensor, labels: Tensor, target: str = "multiclass", *, gather: bool = True
+) -> Tensor:
+    """Cross-entropy, binary cross-entropy or squared error over the labels that are known.
+
+    A missing label is -100 (integers) or NaN (floats), per sample or per cell; without any known
+    label the loss is exactly 0.
+
+    Args:
+        logits: What the model predicts.
+        labels: Class numbers for ``"multiclass"``; 0/1 for ``"multilabel"`` and ``"binary"``;
+            values for ``"regression"``.
+        target: One of the four kinds.
+        gather: Mean over the joint batch of all ranks.
+
+    Shape:
+        - ``logits``: ``(B, Y)``; ``labels``: ``(B,)`` for ``"multiclass"``, else ``(B, Y)``, or
+          ``(B,)`` with ``Y = 1``; result: scalar
+
+    Raises:
+        ValueError: If ``target`` is unknown or the shapes do not fit.
+
+    Example:
+        >>> task_loss(torch.zeros(2, 3), torch.tensor([1, -100])).exp().round().item()
+        3.0
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target={target!r}: it is one of {TARGETS}. Choose one.")
+    expected = logits.shape[:1] if target == "multiclass" else logits.shape
+    if labels.shape not in (expected, logits[:, 0].shape) or labels.numel() != expected.numel():
+        raise ValueError(
+            f"labels is {tuple(labels.shape)} with logits {tuple(logits.shape)}: {target} labels "
+            f"are {tuple(expected)}. Reshape them, or choose another target."
+        )
+    known = _known(labels)
+    logits = logits.float()
+    if target == "multiclass":
+        cells = F.cross_entropy(logits, torch.where(known, labels, 0).long(), reduction="none")
+        return joint_mean(cells, known, gather)
+    known = known.reshape(logits.shape)
+    truth = torch.where(known, labels.reshape(logits.shape), 0).to(logits.dtype)
+    measure = F.mse_loss if target == "regression" else F.binary_cross_entropy_with_logits
+    return joint_mean(measure(logits, truth, reduction="none"), known, gather)
+
+
+def _known(labels: Tensor) -> Tensor:
+    """True where a label is given. -100 marks a missing one only where it cannot be a value."""
+    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE
+
+
+def _labelled(labels: Tensor) -> Tensor:
+    known = _known(labels)
+    return known if labels.ndim == 1 else known.any(1)
+
+
+def _overlap(labels: Tensor, others: Tensor) -> Tensor:
+    """(B, R) weight of a pair: same class, or Jaccard overlap of known label cells; 0 for none."""
+    if labels.ndim == 1:
+        return (labels.unsqueeze(1) == others).float()
+    known, known_too = _known(labels).float(), _known(others).float()
+    has, has_too = (labels == 1).float(), (others == 1).float()
+    both = has @ has_too.mT
+    union = has @ known_too.mT + known @ has_too.mT - both
+    return both / union.clamp(min=1)
+
+
+def _gather(vectors: Tensor, used: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Vectors, use and labels of all ranks, and where this rank's vectors start."""
+    start = vectors.shape[1]
+    (vectors, used, labels), real = gather_rows(vectors, used, labels)
+    used = used & real.unsqueeze(1)
+    return vectors.flatten(0, 1), used.flatten(), labels, start * first_row(len(real))

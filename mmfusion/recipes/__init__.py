@@ -1,0 +1,1 @@
+"""Whole training recipes; they need the packages of `mmfusion[examples]`."""
