@@ -1,7 +1,8 @@
-import doctest
-
 import pytest
 import torch
+
+# Tensors here are tiny, and pytest-xdist has filled the cores already.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
