@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mmfusion import CMML, functional, layers, losses, missingness, presence
+from mmfusion.layers.reset import reset_children
 
 Z = torch.zeros
 NAN = float("nan")
@@ -255,6 +256,14 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
     ],
     "functional.why_not_triton": [
         (lambda: functional.why_not_triton("sum"), "op='sum'", "fused ops are", "Name one"),
+    ],
+    "layers.reset": [
+        (
+            lambda: reset_children(nn.Sequential(nn.ParameterList([Z(1)]))),
+            "0 is a ParameterList",
+            "unknown",
+            "Give it that method",
+        ),
     ],
     "layers.PresenceAttention": [
         (lambda: layers.PresenceAttention(4, 3), "num_heads=3 with dim=4", "share", "divisor"),

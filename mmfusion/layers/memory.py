@@ -45,7 +45,7 @@ class MemoryBank(nn.Module):
         temperature: Softmax temperature over the cosine similarities.
         num_labels: Width of a label row: 1 for a class number or one target, else ``Y``.
         sync: ``"gather"`` exchanges rows over ranks in ``write``; ``"local"`` keeps a bank per
-            rank.
+            rank, and needs DDP's ``broadcast_buffers=False``, which else copies rank 0's.
         check_values: Refuse observed NaN and Inf in ``write``. It waits for a GPU.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``, as in ``functional.retrieve``.
         device: Where the slots live.

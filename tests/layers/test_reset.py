@@ -50,3 +50,13 @@ def test_reset_on_meta_gives_the_values_of_a_normal_build():
     reset_children(late)
     for one, other in zip(normal.parameters(), late.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_torch_attention_is_drawn_whole():
+    torch.manual_seed(0)
+    built = nn.Sequential(nn.MultiheadAttention(4, 2))
+    late = nn.Sequential(nn.MultiheadAttention(4, 2, device="meta")).to_empty(device="cpu")
+    torch.manual_seed(0)
+    reset_children(late)
+    for name, value in built.state_dict().items():
+        assert torch.equal(late.state_dict()[name], value), name
