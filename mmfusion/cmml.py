@@ -54,9 +54,9 @@ class CMML(nn.Module):
     Takes any pattern of missing modalities, per sample. While training, hide observed ones with
     ``visible`` (see ``missingness.hide``): the reconstruction loss lives on what was hidden, so
     that incomplete training data works as it is. With ``sample_ids`` a training step reads the
-    memory and then writes this batch's observed vectors to it; without ids nothing is written.
-    Checkpoint activations inside encoders, not around this model: a recomputed forward would write
-    twice.
+    memory and then writes this batch's observed vectors to it; without ids nothing is written. Pass
+    them in evaluation too when the rows are those of training, or a sample finds itself. Checkpoint
+    activations inside encoders, not around this model: a recomputed forward would write twice.
 
     Args:
         modalities: Name to feature width, or to ``(encoder, width of what it returns)``. Their
@@ -71,9 +71,10 @@ class CMML(nn.Module):
         dropout: Dropout in cascade, alignment and head.
         crta: A ready ``CRTA``, or None: absent tokens are then learned constants.
         memory: A ready ``MemoryBank`` or ``PrototypeMemory``, or None. By default 512 slots per
-            modality, of which 8 are read.
+            modality, of which 8 are read. A memory of your own has ``lookup``, ``gate`` and, to be
+            written, ``write`` as ``MemoryBank`` has them.
         alignment: A ready ``ReferenceAlignment``, or None: ``aligned`` is then ``completed``.
-        head: A module from ``(B, D)`` to ``(B, Y)``.
+        head: A module from ``(B, D)`` to ``(B, Y)``; None is a norm and a projection.
         reconstruction_weight: Weight of the synthesis loss in ``loss``.
         alignment_weight: Weight of the alignment loss.
         contrastive_weight: Weight of the class contrastive loss; unused for regression.
@@ -131,7 +132,7 @@ class CMML(nn.Module):
         super().__init__()
         _check_target(target, num_classes)
         for name, stage in (("crta", crta), ("memory", memory), ("alignment", alignment)):
-            if isinstance(stage, str) and stage != "default":
+            if not (stage is None or stage == "default" or isinstance(stage, nn.Module)):
                 raise ValueError(
                     f"{name}={stage!r}: a stage is a module, None to leave it out, or 'default'. "
                     "Pass one of them."
@@ -140,7 +141,7 @@ class CMML(nn.Module):
         regular: dict[str, Any] = {"dropout": dropout, **kind}
         self.target = target
         self.check_values = check_values
-        self.weights = {
+        self.loss_weights = {
             "task": 1.0,
             "reconstruction": reconstruction_weight,
             "alignment": alignment_weight,
@@ -178,7 +179,7 @@ class CMML(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, for ``repr``."""
-        return f"target={self.target!r}, weights={self.weights}"
+        return f"target={self.target!r}, loss_weights={self.loss_weights}"
 
     def forward(
         self,
@@ -189,6 +190,12 @@ class CMML(nn.Module):
         sample_ids: Tensor | None = None,
     ) -> FusionOutput:
         """Run every stage; losses need ``labels``."""
+        for name, value in (("labels", labels), ("sample_ids", sample_ids)):
+            if not (value is None or isinstance(value, Tensor)):
+                raise ValueError(
+                    f"{name} is a {type(value).__name__}: it is a tensor with one row per sample. "
+                    "Use torch.as_tensor; number samples that have names."
+                )
         tokens, present = self.edge(inputs, present)
         if visible is None:
             visible = present
@@ -224,7 +231,8 @@ class CMML(nn.Module):
         )
         if labels is not None:
             losses = self._losses(out, stages, labels)
-            loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+            terms = [self.loss_weights[name] * value for name, value in losses.items()]
+            loss = torch.stack(terms).sum()
             out = out._replace(losses=losses, loss=loss)
         # last, so that a refused step leaves no trace
         if self.training and sample_ids is not None and hasattr(self.memory, "write"):
@@ -282,6 +290,7 @@ class CMML(nn.Module):
         if not (self.check_values and may_look(labels)):
             return
         top = logits.shape[1] - 1 if self.target == "multiclass" else 1
+        allowed = {"multiclass": f"0 to {top}", "regression": "finite"}.get(self.target, "0 or 1")
         missing = labels == IGNORE if whole else labels.isnan()
         if self.target == "regression":
             bad = labels.isinf()
@@ -293,8 +302,7 @@ class CMML(nn.Module):
             place = bad.nonzero()[0].tolist()
             raise ValueError(
                 f"labels{place} is {labels[tuple(place)].item()}: {self.target} labels are "
-                f"{'finite' if self.target == 'regression' else f'0 to {top}'}, and a missing one "
-                f"is {IGNORE if whole else 'NaN'}. Correct it."
+                f"{allowed}, and a missing one is {IGNORE if whole else 'NaN'}. Correct it."
             )
 
 

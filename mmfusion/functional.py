@@ -252,6 +252,11 @@ def _check_retrieve(
             f"query is {tuple(query.shape)} and keys {tuple(keys.shape)}: query is {axes}, of one "
             "width. Add or drop an axis."
         )
+    if not (query.is_floating_point() and keys.is_floating_point()):
+        raise ValueError(
+            f"query is {query.dtype} and keys {keys.dtype}: similarities are of floating numbers. "
+            "Convert them with .float()."
+        )
     if keys.shape[-2] < 1:
         raise ValueError(
             f"keys is {tuple(keys.shape)}: a memory has at least one slot. Pass held=0 for one "

@@ -66,15 +66,18 @@ def normalise(
     shapes = shapes or {}
     values = {name: _plain(inputs.get(name)) for name in names}
     batch_size, device = _batch(values, present)
+    if present is not None:
+        _check_present(present, batch_size, names, device)
     for name, value in values.items():
         if value is not None and name in shapes:
             _check_shape(name, value, tuple(shapes[name]))
-    absent = {name: _nan_rows(value, batch_size, device) for name, value in values.items()}
+    looks = check_values and (present is None or may_look(present))
+    absent: dict[str, Tensor] = {}
+    if present is None or looks:
+        absent = {name: _nan_rows(value, batch_size, device) for name, value in values.items()}
     if present is None:
         present = ~torch.stack([absent[name] for name in names], dim=1)
-    else:
-        _check_present(present, batch_size, names, device)
-    if check_values and may_look(present):
+    if looks and may_look(present):
         _check_values(values, names, present, absent, accepts_nan)
     tensors = {}
     for column, name in enumerate(names):
@@ -166,12 +169,21 @@ def visibility(
     Shape:
         - ``present``: ``(B, M)``
         - ``allow``: ``(M, M)``
-        - ``attend``: ``(B, C + N)``, or ``(B, 1, C + N, C + N)`` with ``allow``
+        - ``attend``: ``(B, C + N)``, or ``(B, 1, C + N, C + N)`` with ``allow``; torch's SDPA
+          takes the former as ``attend[:, None, None]``
+
+    Raises:
+        ValueError: If ``present`` is not bool ``(B, M)`` with one length per modality.
 
     Example:
         >>> visibility(torch.tensor([[True, False]]), lengths=(2, 1), num_context=1).tolist()
         [[True, True, True, False]]
     """
+    if present.ndim != 2 or present.dtype != torch.bool or present.shape[1] != len(lengths):
+        raise ValueError(
+            f"present is {tuple(present.shape)} {present.dtype} with lengths={tuple(lengths)}: it "
+            "is bool (B, M), and every modality has a length. Give one length per column."
+        )
     attend = _repeat_columns(present, lengths)
     if num_context:
         attend = torch.cat([attend.new_ones(attend.shape[0], num_context), attend], dim=1)
@@ -265,6 +277,11 @@ def _check_present(
     present: Tensor, batch_size: int, names: Sequence[str], device: torch.device
 ) -> None:
     shape = (batch_size, len(names))
+    if not isinstance(present, Tensor):
+        raise ValueError(
+            f"present is a {type(present).__name__}: it is a bool tensor (B, M) = {shape}. Use "
+            "torch.as_tensor(present)."
+        )
     if present.dtype != torch.bool or tuple(present.shape) != shape or present.device != device:
         raise ValueError(
             f"present is {tuple(present.shape)} {present.dtype} on {present.device}: it is bool "

@@ -27,6 +27,11 @@ attention = layers.PresenceAttention(4, 2)
 tokens = layers.ModalityTokens({"a": 2, "b": 3}, 4, 1)
 
 
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / x.norm(dim=1, keepdim=True)
+
+
 def attend(q=(1, 2, 1, 4), k=(1, 2, 1, 4), v=None, present=None, **options: Any) -> Any:
     present = yes(1, 2) if present is None else present
     options = {"lengths": (1, 1)} | options
@@ -61,6 +66,12 @@ draw = partial(missingness.PatternSet.draw, rate=0.5, seed=0, split="test")
 # Where: what is called, and three patterns that the message holds in this order.
 WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
     "presence.normalise": [
+        (
+            lambda: normalise({"a": Z(1, 1)}, [[True, False]]),
+            "present is a list",
+            "bool tensor",
+            "as_tensor",
+        ),
         (lambda: normalise({"c": Z(1, 1)}), "holds 'c'", "declared ones are", "Drop or rename"),
         (lambda: normalise({"a": None}), "holds no tensor", "from a tensor", r"=torch\.zeros"),
         (lambda: normalise({"a": 3.0}), r"'a'\] holds a float", "every leaf", "as_tensor"),
@@ -190,6 +201,7 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         (load_changed, r"patterns\.json", "do not match their hash", "Restore"),
     ],
     "functional.retrieve": [
+        (lambda: look(ids(1, 2), Z(3, 2)), "query is torch.int64", "floating", r"\.float\(\)"),
         (lambda: look(Z(2, 3), Z(4, 5)), r"\(2, 3\).*\(4, 5\)", "one width", "axis"),
         (lambda: look(Z(2, 3), Z(1, 4, 3)), r"\(2, 3\)", r"\(B, M, D\)", "Add or drop"),
         (lambda: look(Z(2, 2, 3), Z(1, 4, 3)), r"\(2, 2, 3\)", r"\(B, M, D\)", "Add or drop"),
@@ -257,6 +269,22 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
     "functional.why_not_triton": [
         (lambda: functional.why_not_triton("sum"), "op='sum'", "fused ops are", "Name one"),
     ],
+    "layers.ReadoutGate": [
+        (
+            lambda: layers.ReadoutGate(2)(Z(3, 3, 2), Z(3, 3, 2), yes(3)),
+            r"present is \(3,\)",
+            r"\(3, 3\)",
+            r"\.bool\(\)",
+        ),
+    ],
+    "presence.visibility": [
+        (
+            lambda: presence.visibility(yes(2, 3), (2, 2)),
+            r"\(2, 3\).*\(2, 2\)",
+            "every modality has a length",
+            "one length per column",
+        ),
+    ],
     "layers.reset": [
         (
             lambda: reset_children(nn.Sequential(nn.ParameterList([Z(1)]))),
@@ -266,6 +294,12 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         ),
     ],
     "layers.PresenceAttention": [
+        (
+            lambda: attention(Z(1, 2, 4), Z(1, 2, 4), yes(1, 1, 2, 2), lengths=(1, 1)),
+            r"4-D with lengths=\(1, 1\)",
+            "all by itself",
+            "Leave them out",
+        ),
         (lambda: layers.PresenceAttention(4, 3), "num_heads=3 with dim=4", "share", "divisor"),
         (lambda: layers.PresenceAttention(4, 0), "num_heads=0", "evenly", "Choose"),
         (lambda: layers.PresenceAttention(4, 2, dropout=1.0), "dropout=1.0", "share", "< 1"),
@@ -315,6 +349,18 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         ),
     ],
     "layers.ModalityEncoders": [
+        (
+            lambda: layers.ModalityEncoders({"a": (nn.GRU(2, 2), 2)}, 4, 1)({"a": Z(3, 5, 2)}),
+            "encoder of 'a' returned tuple for 3 rows",
+            "one row per sample",
+            "Wrap it",
+        ),
+        (
+            lambda: layers.ModalityEncoders({"a": (Scaled(), 2)}, 4, 1)({"a": Z(3, 2)}),
+            "encoder of 'a' returned NaN",
+            "for absent rows too",
+            "Add an eps",
+        ),
         (lambda: layers.ModalityEncoders({}, 4, 1), "is empty", "at least one", "Name what"),
         (
             lambda: layers.ModalityEncoders({"a": nn.Linear(1, 1)}, 4, 1),
@@ -410,6 +456,12 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "None to leave",
             "Pass",
         ),
+        (
+            lambda: CMML({"a": 2}, num_classes=2)({"a": Z(1, 2)}, labels=[0]),
+            "labels is a list",
+            "is a tensor",
+            "as_tensor",
+        ),
         (lambda: CMML({"a": 2}, num_classes=2, target="x"), "target='x'", "one of", "Choose one"),
         (lambda: CMML({"a": 2}, num_classes=1), "num_classes=1", "at least two", "'binary'"),
         (
@@ -428,7 +480,7 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         ),
         (lambda: model("multiclass", torch.tensor([2, 0])), r"labels\[0\] is 2", "0 to 1", "Corr"),
         (lambda: model("binary", torch.tensor([0.0, 0.5])), r"\[1\] is 0.5", "NaN", "Correct it"),
-        (lambda: model("multilabel", Z(2, 2) - 1), r"\[0, 0\] is -1", "0 to 1", "Correct it"),
+        (lambda: model("multilabel", Z(2, 2) - 1), r"\[0, 0\] is -1", "0 or 1", "Correct it"),
         (lambda: model("regression", Z(2, 2) + torch.inf), "is inf", "finite", "Correct it"),
     ],
 }

@@ -19,7 +19,8 @@ class PresenceAttention(nn.Module):
     Keys under ``attend`` False are replaced before any arithmetic: what they hold changes no bit of
     the result and gets exactly zero gradient. All queries are answered; a query that may attend to
     nothing reads zeros, so that the output there is the bias of the last projection. Queries are
-    the caller's to keep finite. No residual and no norm inside.
+    the caller's to keep finite, and so is, in a 4-D ``attend``, a key that any query reads. No
+    residual and no norm inside.
 
     Args:
         dim: Width of a token, ``D``.
@@ -95,6 +96,12 @@ class PresenceAttention(nn.Module):
         """Attend from ``queries`` to ``keys``; see the class for shapes."""
         _check_attend(queries, keys, attend)
         if attend.ndim == 4:
+            if lengths is not None or num_context or self.backend == "triton":
+                raise ValueError(
+                    f"attend is 4-D with lengths={lengths}, num_context={num_context}, backend="
+                    f"{self.backend!r}: such a table says all by itself, and plain PyTorch serves "
+                    "it. Leave them out, with backend='auto'."
+                )
             return self._attend_pairwise(queries, keys, attend)
         lengths = (1,) * (keys.shape[1] - num_context) if lengths is None else lengths
         q, k, v = self._project(queries, _clean(keys, attend, lengths, num_context))

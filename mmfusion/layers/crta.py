@@ -79,8 +79,8 @@ class CRTABlock(nn.Module):
         bottleneck = max(1, dim // 2) if bottleneck is None else bottleneck
         if not 0 < bottleneck < dim:
             raise ValueError(
-                f"bottleneck={bottleneck} with dim={dim}: an autoencoder narrows. Choose between 1 "
-                "and dim - 1."
+                f"bottleneck={bottleneck} with dim={dim}: an autoencoder narrows. Choose a "
+                "bottleneck between 1 and dim - 1, with dim 2 or more."
             )
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = nn.LayerNorm(dim, **kind)

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmfusion.layers.reset import reset_children
 from mmfusion.layers.tokens import ModalityTokens
-from mmfusion.presence import normalise
+from mmfusion.presence import may_look, normalise
 from mmfusion.ranks import world_size
 
 __all__ = ["ModalityEncoders"]
@@ -17,10 +18,11 @@ __all__ = ["ModalityEncoders"]
 class ModalityEncoders(nn.Module):
     """Normalise inputs once, encode each modality, and tokenise: ``(tokens, present)``.
 
-    An encoder sees zeros under absent rows, and what it returns there is dropped, so that it gets
-    no gradient from them. It may return a vector, tokens, ``(tokens, valid)`` or a map. Two
-    attributes of an encoder are read: ``accepts_nan = True`` lets NaN cells of observed rows
-    through to it, and ``in_shape`` (a per-sample shape) lets a batch without that modality run
+    An encoder sees zeros under absent rows, and what it returns there is dropped. It has to be
+    finite at zero, and so do its derivatives: divide by a norm or a spread plus an eps. It may
+    return a vector, tokens, ``(tokens, valid)`` or a map. Attributes of an encoder that are read:
+    ``accepts_nan = True`` lets NaN cells of observed rows through to it; ``in_shape`` (a per-sample
+    shape), with ``in_dtype`` if that is not its parameters', lets a batch without that modality run
     through the same graph. Encoders with batch statistics count the zero rows too: prefer GroupNorm
     or LayerNorm.
 
@@ -37,7 +39,8 @@ class ModalityEncoders(nn.Module):
 
     Raises:
         ValueError: If there is no modality, a value is neither width nor pair, or on what
-            ``normalise`` and ``ModalityTokens`` refuse; in training over several ranks also if a
+            ``normalise`` and ``ModalityTokens`` refuse; if an encoder returns something else, or
+            NaN or Inf; in training over several ranks also if a
             whole batch lacks a modality whose encoder has no ``in_shape``.
 
     Example:
@@ -62,8 +65,8 @@ class ModalityEncoders(nn.Module):
         widths: dict[str, int] = {}
         encoders: dict[str, nn.Module] = {}
         for name, value in modalities.items():
-            if isinstance(value, int):
-                widths[name] = value
+            if isinstance(value, int | np.integer) and not isinstance(value, bool):
+                widths[name] = int(value)
             elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module):
                 encoders[name], widths[name] = value
             else:
@@ -99,12 +102,13 @@ class ModalityEncoders(nn.Module):
             accepts_nan=[n for n, e in self.encoders.items() if getattr(e, "accepts_nan", False)],
             check_values=self.check_values,
         )
-        for name in lacking:
-            if tensors[name] is not None:
-                tensors[name] = tensors[name].to(self._type_of(name))
+        for name, value in tensors.items():
+            declared = name in self.encoders and hasattr(self.encoders[name], "in_dtype")
+            if isinstance(value, Tensor) and (name in lacking or declared):
+                tensors[name] = value.to(self._type_of(name))
         for name, encoder in self.encoders.items():
             if tensors[name] is not None:
-                tensors[name] = encoder(tensors[name])
+                tensors[name] = self._checked(name, encoder(tensors[name]), present)
             elif self.training and world_size() > 1:
                 raise ValueError(
                     f"inputs[{name!r}] is None for the whole batch, and its encoder's input shape "
@@ -113,8 +117,35 @@ class ModalityEncoders(nn.Module):
                 )
         return self.tokens(tensors, present), present
 
+    def _checked(self, name: str, encoded: Any, present: Tensor) -> Any:
+        """What an encoder returned, if it can be tokenised."""
+        pair = isinstance(encoded, tuple | list) and len(encoded) == 2
+        tokens, valid = encoded if pair else (encoded, None)
+        fits = isinstance(tokens, Tensor) and tokens.shape[:1] == present.shape[:1]
+        if not fits or not (valid is None or getattr(valid, "dtype", None) == torch.bool):
+            what = tuple(encoded.shape) if isinstance(encoded, Tensor) else type(encoded).__name__
+            raise ValueError(
+                f"the encoder of {name!r} returned {what} for {present.shape[0]} rows: it returns "
+                "a tensor, or a pair (tokens, valid), with one row per sample. Wrap it so that it "
+                "does (a transformers model: return its last_hidden_state)."
+            )
+        if self.check_values and may_look(tokens):
+            real = tokens if valid is None else torch.where(valid.unsqueeze(-1), tokens, 0)
+            if not tokens.requires_grad:  # then what stands in absent rows is dropped for good
+                real = real[present[:, self.names.index(name)]]
+            if not bool(real.isfinite().all()):
+                raise ValueError(
+                    f"the encoder of {name!r} returned NaN or Inf: its output is finite, in "
+                    "training for absent rows too, which reach it as zeros. Add an eps where it "
+                    "divides."
+                )
+        return tokens if valid is None else (tokens, valid)
+
     def _type_of(self, name: str) -> torch.dtype:
-        """The type of the parameters that read a modality."""
+        """The type that what reads a modality declares, or has in its parameters."""
+        declared = getattr(self.encoders[name], "in_dtype", None) if name in self.encoders else None
+        if declared is not None:
+            return declared
         reader = self.encoders[name] if name in self.encoders else self.tokens
         parameter = next(reader.parameters(), None)
         return torch.get_default_dtype() if parameter is None else parameter.dtype

@@ -19,6 +19,9 @@ class ReadoutGate(nn.Module):
     Shape:
         - ``query``, ``readout``, result: ``(B, M, D)`` or ``(B, M, L, D)``; ``present``: ``(B, M)``
 
+    Raises:
+        ValueError: If ``present`` is not bool ``(B, M)``.
+
     Example:
         >>> gate = ReadoutGate(2)
         >>> query = torch.ones(1, 2, 2)
@@ -51,7 +54,14 @@ class ReadoutGate(nn.Module):
 
     def forward(self, query: Tensor, readout: Tensor, present: Tensor) -> Tensor:
         """``query`` plus the gated readout where absent, ``query`` itself where present."""
+        if present.dtype != torch.bool or present.shape != query.shape[:2]:
+            raise ValueError(
+                f"present is {tuple(present.shape)} {present.dtype}: it is bool (B, M) = "
+                f"{tuple(query.shape[:2])}. Convert it with present.bool()."
+            )
         absent = ~present.reshape(*present.shape, *[1] * (query.ndim - 2))
         clean = torch.where(absent, query, 0)
-        opening = self.openness(torch.cat([clean, readout.to(clean.dtype)], dim=-1)).sigmoid()
+        readout = readout.to(clean.dtype)
+        both = torch.cat([clean, readout], dim=-1).to(self.openness.weight.dtype)
+        opening = self.openness(both).sigmoid().to(clean.dtype)
         return torch.where(absent, clean + opening * readout, query)

@@ -35,11 +35,13 @@ class MemoryBank(nn.Module):
     in ``eval()`` the bank is frozen. Stored vectors carry no gradient; a read sends it to ``query``
     (and the gate) alone. No sample reads a slot with its own id: pass ``sample_ids`` wherever rows
     that were written are read again, in evaluation of the training set too. Where a process group
-    exists, a write takes in the rows of all ranks, so that every rank holds the same bank.
+    exists, a write takes in the rows of all ranks, so that every rank holds the same bank. When
+    weights are averaged (EMA), copy the buffers: a mean of two banks is neither.
 
     Args:
         num_modalities: How many modalities, ``M``.
-        num_slots: Vectors kept per modality, ``S``; a full ring overwrites its oldest.
+        num_slots: Vectors kept per modality, ``S``; a full ring overwrites its oldest. With more
+            slots than samples per epoch it also keeps what the same samples were epochs ago.
         dim: Width of a vector, ``D``.
         num_neighbours: Vectors mixed into a readout, ``K``; fewer while fewer are held.
         temperature: Softmax temperature over the cosine similarities.
@@ -162,7 +164,7 @@ class MemoryBank(nn.Module):
         num_labels = self.labels.shape[-1]
         _check_rows(vectors, present, self.slots, sample_ids, labels, num_labels)
         if self.check_values and may_look(vectors):
-            _check_finite(vectors, present)
+            _check_finite(vectors.to(self.slots.dtype), present)
         if sample_ids is None:
             sample_ids = torch.full_like(present[:, 0], -1, dtype=torch.int64)
         if labels is None:
@@ -300,6 +302,6 @@ def _check_finite(vectors: Tensor, present: Tensor) -> None:
     if bool(bad.any()):
         row, modality = bad.nonzero()[0].tolist()
         raise ValueError(
-            f"vectors[{row}, {modality}] is observed but holds NaN or Inf: what is remembered is "
-            "finite. Mark it absent, or find the encoder that made it."
+            f"vectors[{row}, {modality}] is observed but holds NaN or Inf as {vectors.dtype}: "
+            "what is remembered is finite. Mark it absent, or find the encoder that made it."
         )

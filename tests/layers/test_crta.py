@@ -189,8 +189,8 @@ def test_every_part_of_the_cascade_learns():
     ("call", "pattern"),
     [
         (lambda: made(num_blocks=0), "num_blocks=0.*at least one.*leave CRTA out"),
-        (lambda: made(bottleneck=8), "bottleneck=8 with dim=8.*narrows.*Choose between 1"),
-        (lambda: CRTABlock(8, 2, 0), "bottleneck=0 with dim=8.*narrows.*Choose between 1"),
+        (lambda: made(bottleneck=8), "bottleneck=8 with dim=8.*narrows.*bottleneck between 1"),
+        (lambda: CRTABlock(8, 2, 0), "bottleneck=0 with dim=8.*narrows.*bottleneck between 1"),
         (lambda: CRTABlock(8, 3), "num_heads=3 with dim=8.*evenly.*divisor"),
         (lambda: made()(TOKENS[:, :2], CONTEXT, PRESENT[:, :2]), r"\(3, 2, 8\).*Rebuild"),
         (lambda: made()(TOKENS, CONTEXT, PRESENT[:, :2]), r"present \(4, 2\).*Rebuild"),

@@ -197,5 +197,44 @@ def test_an_encoder_that_returns_another_width_or_batch_is_named():
     with pytest.raises(ValueError, match=r"(?s)'first' are \(4, 5\).*width 6.*Declare the width"):
         edge((nn.Linear(3, 5), 6))({"first": SECOND, "second": SECOND})
     halving = encoder(nn.Flatten(0), nn.Unflatten(0, (2, 6)))
-    with pytest.raises(ValueError, match=r"(?s)inputs\['second'\] has 4 rows and .* 2.*one batch"):
+    with pytest.raises(ValueError, match=r"(?s)'first' returned \(2, 6\) for 4 rows.*one row per"):
         edge((halving, 6))({"first": SECOND, "second": SECOND})
+
+
+class Standardised(nn.Module):
+    """Not finite at zero, as an absent row is."""
+
+    def __init__(self, eps):
+        super().__init__()
+        self.linear, self.eps = nn.Linear(5, 6), eps
+
+    def forward(self, x):
+        return self.linear(x / (x.std(1, keepdim=True) + self.eps))
+
+
+def test_an_encoder_that_breaks_at_zero_is_named_in_training_and_dropped_without_gradient():
+    present = torch.tensor([[False, True]]).expand(4, 2)
+    inputs = {"first": torch.zeros(4, 5), "second": SECOND}
+    broken = edge((Standardised(0.0), 6))
+    with pytest.raises(ValueError, match=r"(?s)'first' returned NaN.*absent rows too.*eps"):
+        broken(inputs, present)
+    with torch.no_grad():
+        assert bool(broken(inputs, present)[0].isfinite().all())
+    assert bool(edge((Standardised(1e-6), 6))(inputs, present)[0].isfinite().all())
+
+
+class Words(nn.Module):
+    in_shape, in_dtype = (3,), torch.int64
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(10, 6)
+
+    def forward(self, x):
+        return self.embedding(x)
+
+
+def test_an_encoder_of_integers_declares_what_a_missing_batch_is_filled_with():
+    model = edge((Words(), 6))
+    assert model({"first": None, "second": SECOND})[1][:, 0].tolist() == [False] * 4
+    assert model({"first": torch.ones(4, 3), "second": SECOND})[0].isfinite().all()

@@ -1,0 +1,202 @@
+"""CMML on Derm7pt: two photos and a table of a skin lesion, any of them missing.
+
+Data: Derm7pt (Kawahara et al. 2019), 1011 cases. Request it from its owners (derm.cs.sfu.ca); it
+is for academic research and may not be passed on. Without `--data-root` a SYNTHETIC release in the
+same on-disk format is written and read back: it shows that all works, and says nothing about skin.
+
+    python examples/cmml_derm7pt.py                               # synthetic, about a minute
+    python examples/cmml_derm7pt.py --ablate                      # and without CRTA and memory
+    python examples/cmml_derm7pt.py --data-root release_v0 --image-size 224 224 \
+        --encoder microsoft/swin-tiny-patch4-window7-224 --learning-rate 1e-4
+    accelerate launch --num-processes 2 examples/cmml_derm7pt.py  # several GPUs, same script
+
+Writes to `runs/cmml_derm7pt/`: config.json, metrics.json, auc.png, the test patterns, and the
+checkpoints. A killed run goes on with `--resume`. Expected scores, with spread: docs/derm7pt.md.
+"""
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from accelerate import PartialState
+
+import mmfusion
+from mmfusion.missingness import all_patterns
+from mmfusion.presence import collate
+from mmfusion.recipes import reporting
+from mmfusion.recipes.derm7pt import Derm7pt, random_flips
+from mmfusion.recipes.derm7pt_synthetic import write_synthetic_release
+from mmfusion.recipes.encoders import SmallCNN, TableEncoder, backbone
+from mmfusion.recipes.plan import Plan
+from mmfusion.recipes.training import fit
+
+WITHOUT_SYNTHESIS = {"crta": None, "memory": None}
+
+
+@dataclass
+class Settings:
+    """What to run."""
+
+    data_root: Path | None = None
+    """The real release (release_v0); without it a synthetic one is written to runs/."""
+    num_cases: int = 1011
+    """Cases of the synthetic release."""
+    out: Path = Path("runs/cmml_derm7pt")
+    """Folder for everything written."""
+    target: Literal["diagnosis2", "diagnosis5", "criteria"] = "diagnosis2"
+    """Nevus against melanoma, five diagnoses, or the seven criteria."""
+    columns: Literal["safe", "paper"] = "safe"
+    """Table columns; "paper" adds two that leak the label."""
+    on_broken: Literal["raise", "missing"] = "raise"
+    """An unreadable photo stops the run, or counts as a missing modality."""
+    image_size: tuple[int, int] = (64, 96)
+    """Height and width of the photos."""
+    encoder: str = "small"
+    """"small", a transformers name or folder, or a MONAI name such as monai:DenseNet121."""
+    pretrained: bool = True
+    """Load weights for such an encoder, or draw them anew."""
+    dim: int = 64
+    """Width of a token."""
+    epochs: int = 20
+    """Passes over the training cases, at most."""
+    batch_size: int = 32
+    """Cases per step, over all ranks together."""
+    learning_rate: float = 1e-3
+    """Of AdamW, at its peak."""
+    hide_rate: float = 0.5
+    """Share of modalities hidden from the model while training."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Arithmetic of the forward pass."""
+    seed: int = 0
+    """Initial weights, data order, hiding, and the test patterns hang on it."""
+    resume: bool = False
+    """Go on with a run that was killed."""
+    ablate: bool = False
+    """Also train without CRTA and memory, and print both."""
+
+
+def read(settings: Settings) -> dict[str, Derm7pt]:
+    """The three splits, of the real release or of a synthetic one."""
+    root = settings.data_root
+    if root is None:
+        root = settings.out.parent / f"derm7pt-synthetic-{settings.num_cases}"
+        write_synthetic_release(root, num_cases=settings.num_cases)
+    kind = {key: getattr(settings, key) for key in ("target", "columns", "on_broken", "image_size")}
+    return {
+        "train": Derm7pt(root, "train", transform=random_flips, **kind),
+        "valid": Derm7pt(root, "valid", **kind),
+        "test": Derm7pt(root, "test", **kind),
+    }
+
+
+def build(settings: Settings, data: Derm7pt, **stages: Any) -> mmfusion.CMML:
+    """CMML over an encoder of its own for each photo and one for the table."""
+    torch.manual_seed(settings.seed)
+    modalities: dict[str, Any] = {}
+    for photo in ("clinic", "derm"):
+        if settings.encoder == "small":
+            modalities[photo] = SmallCNN(64, image_size=settings.image_size), 64
+        else:
+            network = backbone(
+                settings.encoder, image_size=settings.image_size, pretrained=settings.pretrained
+            )
+            modalities[photo] = network, network.width
+    cells = [feature.partition("=")[0] for feature in data.feature_names]
+    modalities["meta"] = TableEncoder(cells, settings.dim), settings.dim
+    return mmfusion.CMML(
+        modalities,
+        num_classes=data.num_classes,
+        target="multilabel" if settings.target == "criteria" else "multiclass",
+        dim=settings.dim,
+        **stages,
+    )
+
+
+def batches(samples: Sequence[Any], data: Derm7pt) -> dict[str, Any]:
+    """Join samples; the seven criteria become 19 yes-or-no labels, one for each of their values."""
+    batch = collate(samples, data.names, data.shapes)
+    if batch["labels"].ndim == 2:
+        classes = zip(batch["labels"].unbind(1), data.tasks.values(), strict=True)
+        batch["labels"] = torch.cat([F.one_hot(one, len(of)) for one, of in classes], dim=1)
+    return batch
+
+
+def train(settings: Settings, data: dict[str, Derm7pt], folder: Path, **stages: Any):
+    """Train one model; the epoch is selected by validation AUC, over every case in every subset."""
+    model = build(settings, data["train"], **stages)
+    valid, join = data["valid"], functools.partial(batches, data=data["train"])
+
+    def validation_auc(model: torch.nn.Module) -> float:
+        patterns = all_patterns(len(valid.names))
+        logits = [reporting.predict(model, valid, join, p.expand(len(valid), -1)) for p in patterns]
+        labels = torch.cat([valid.labels] * len(patterns))
+        return reporting.score(torch.cat(logits), labels, valid.tasks)["auc"]
+
+    plan = Plan(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        hide_rate=settings.hide_rate,
+        mixed_precision=settings.mixed_precision,
+        seed=settings.seed,
+    )
+    history = fit(
+        model,
+        data["train"],
+        validation_auc,
+        plan,
+        folder,
+        collate=join,
+        classes=None if settings.target == "criteria" else data["train"].labels,
+        resume=settings.resume,
+    )
+    return model, history
+
+
+def main(settings: Settings) -> None:
+    """Read, train, evaluate, print and write."""
+    started = time.perf_counter()
+    data = read(settings)
+    test = data["test"]
+    main_process = PartialState().is_main_process
+    say = print if main_process else (lambda *_: None)
+    kind = "SYNTHETIC data in the format of Derm7pt" if test.is_synthetic else "Derm7pt"
+    sizes = ", ".join(f"{len(cases)} {split}" for split, cases in data.items())
+    say(f"{kind}: {sizes}; {settings.target}, {settings.columns} columns")
+    for split, cases in data.items():
+        absent = (~cases.present).sum(0).tolist()
+        say(f"{split}: absent {dict(zip(cases.names, absent, strict=True))}")
+        for photo in cases.broken:
+            say(f"{split}: row {photo.row}, {photo.column} {photo.file} {photo.reason}: missing")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    config = {"settings": asdict(settings), "synthetic": test.is_synthetic}
+    config["versions"] = reporting.versions()
+    if main_process:
+        reporting.write_json(settings.out / "config.json", config)
+    models = {"CMML": {}} | ({"no CRTA, no memory": WITHOUT_SYNTHESIS} if settings.ablate else {})
+    reports, histories = {}, {}
+    for name, stages in models.items():
+        say(f"training {name}")
+        folder = settings.out / "checkpoints" / ("ablation" if stages else "cmml")
+        model, histories[name] = train(settings, data, folder, **stages)
+        join = functools.partial(batches, data=test)
+        reports[name] = reporting.evaluate(model, test, join, settings.out, seed=settings.seed)
+    if not main_process:
+        return
+    seconds = round(time.perf_counter() - started, 1)
+    broken = {split: [b._asdict() for b in cases.broken] for split, cases in data.items()}
+    metrics = config | {"results": reports, "history": histories, "broken": broken}
+    reporting.write_json(settings.out / "metrics.json", metrics | {"seconds": seconds})
+    reporting.plot(reports, settings.out / "auc.png", f"{kind}: {settings.target}, test split")
+    say(f"\n{kind}, test split\n{reporting.table(reports)}\n")
+    say(f"wrote {settings.out}/metrics.json and auc.png, {seconds} s in all")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,0 +1,65 @@
+"""How to train: the numbers, and the learning rate they give at each step."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train; every number that changes the result and is not the model or the data.
+
+    Args:
+        epochs: Passes over the training samples.
+        batch_size: Samples per step, over all ranks together.
+        learning_rate: Of AdamW, reached after the warm-up; then a cosine down to zero.
+        weight_decay: Of matrices; vectors (biases, norms) are not decayed.
+        warmup: Share of all steps in which the learning rate rises linearly.
+        clip_norm: Gradients are scaled down to this norm.
+        hide_rate: Probability of hiding an observed modality from the model.
+        patience: Stop after so many epochs without a better validation score.
+        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+        num_workers: Processes that load samples, per rank.
+        seed: Of data order, hiding, augmentation and dropout; initial weights are the caller's.
+
+    Raises:
+        ValueError: If a count is below 1, or a share is not in 0..1.
+
+    Example:
+        >>> plan = Plan(learning_rate=1.0, warmup=0.5)
+        >>> [round(plan.pace(step, steps=8), 2) for step in range(8)]
+        [0.25, 0.5, 0.75, 1.0, 1.0, 0.85, 0.5, 0.15]
+    """
+
+    epochs: int = 30
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    hide_rate: float = 0.5
+    patience: int = 15
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    num_workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: it is a count from 1 on. Raise {name}."
+                )
+        for name in ("warmup", "hide_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: it is a share from 0 to 1. Pass {name}=0.5 "
+                    "for a half."
+                )
+
+    def pace(self, step: int, steps: int) -> float:
+        """Learning rate at one of ``steps``; it hangs on the step alone, so nothing is saved."""
+        warm = max(1, round(self.warmup * steps))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        done = (step - warm) / max(1, steps - warm)
+        return self.learning_rate * (0.5 + 0.5 * math.cos(math.pi * done))
