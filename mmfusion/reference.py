@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmfusion.presence import visibility
 
-__all__ = ["attention", "masked_softmax", "presence_attention", "retrieve"]
+__all__ = ["attention", "class_contrastive", "masked_softmax", "presence_attention", "retrieve"]
 
 CHUNK = 16384  # slots scored at once: bounds memory at (M, Q, CHUNK), whatever S is
 _TINY = 1e-12  # a vector this short has no direction: it scores 0
@@ -238,6 +238,43 @@ def attention(
         # torch gives such rows exact zeros by itself, an exported ONNX graph does not
         out = torch.where(attend.any(-1, keepdim=True), out, 0)
     return out.transpose(1, 2)
+
+
+def class_contrastive(
+    anchors: Tensor,
+    columns: Tensor,
+    labels: Tensor,
+    column_labels: Tensor,
+    used: Tensor,
+    real: Tensor,
+    *,
+    start: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Supervised contrastive loss of each anchor; see ``functional``.
+
+    Shape:
+        - ``anchors``: ``(A, D)``; ``columns``: ``(C, D)``; the rest ``(A,)`` or ``(C,)``
+
+    Example:
+        >>> vectors, yes = torch.eye(2), torch.tensor([True, True])
+        >>> same = torch.tensor([3, 3])
+        >>> loss, positives = class_contrastive(
+        ...     vectors, vectors, same, same, yes, yes, start=0, temperature=1.0)
+        >>> loss.tolist(), positives.tolist()
+        ([0.0, 0.0], [1.0, 1.0])
+    """
+    precision = _precision(anchors)
+    scores = anchors.to(precision) @ columns.to(precision).mT / temperature  # (A, C)
+    row = torch.arange(len(anchors), device=scores.device) + start
+    column = torch.arange(len(columns), device=scores.device)
+    countable = real & (row.unsqueeze(1) != column)
+    positive = countable & used.unsqueeze(1) & (labels.unsqueeze(1) == column_labels)
+    # log softmax over all other vectors; a row with no other stays finite and has no positive
+    scores = scores.masked_fill(~countable, torch.finfo(scores.dtype).min)
+    loss = torch.where(positive, -scores.log_softmax(-1), 0).sum(-1)
+    number = positive.sum(-1)
+    return loss / number.clamp(min=1), number.float()
 
 
 def _precision(x: Tensor) -> torch.dtype:
