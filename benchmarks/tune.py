@@ -95,8 +95,8 @@ def _retrieve(arch: int, dtype: str) -> list[list[dict[str, Any]]]:
         _entry("retrieve_pool", arch, dtype, 32, 0, few),
         _entry("retrieve_pool", arch, dtype, 128, 0, pools),
     ]
-    for padded_k in (4, 16, 64):
-        group = {4: 16, 16: 8, 64: 2}[padded_k]
+    for padded_k in (16, 64):
+        group = {16: 8, 64: 2}[padded_k]
         streams = [
             (cut(q, s, d) | {"GROUP": g}, warps, 2)
             for q, s, d, g, warps in (

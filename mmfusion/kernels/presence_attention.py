@@ -372,7 +372,7 @@ def _visibility(
         bits = torch.arange(allow.shape[1], device=allow.device)
         context = 1 << allow.shape[1]
         words = (allow.long() << bits).sum(1) + context
-        words = torch.nn.functional.pad(words, (0, 1), value=2 * context - 1)
+        words = torch.cat([words, words.new_full((1,), 2 * context - 1)])
     return (
         present.contiguous().view(torch.uint8),
         modality,

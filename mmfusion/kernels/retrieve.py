@@ -98,9 +98,10 @@ class _Lookup:
         self.exclude = None if self.exclude is None else self.exclude.contiguous()
         self.slot_ids = None if self.slot_ids is None else self.slot_ids.contiguous()
         if self.wanted is not None:
+            self.wanted = self.wanted.contiguous()
             if self.wanted.shape[1] >= _SORT_FROM:  # static shapes, no wait for the device
-                self.order = (~self.wanted).int().argsort(stable=True, dim=1)
-            self.wanted = self.wanted.contiguous().view(torch.uint8)
+                self.order = (~self.wanted).byte().argsort(stable=True, dim=1).contiguous()
+            self.wanted = self.wanted.view(torch.uint8)
         if self.cosine and self.scale is None:
             norm = torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float32)
             self.scale = norm.masked_fill(norm <= 1e-12, torch.inf).reciprocal()
