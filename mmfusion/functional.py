@@ -180,7 +180,7 @@ def presence_attention(
     if _choose("presence_attention", backend, q, k, v, num_modalities=len(lengths)):
         lengths = [int(length) for length in lengths]
         arguments = (present, allow, seed if dropout else None, lengths, num_context, dropout)
-        return ops.PresenceAttention.apply(q, k, v, *arguments)[0]
+        return ops.PresenceAttention.apply(*_distinct(q, k, v), *arguments)[0]
     return reference.presence_attention(
         q,
         k,
@@ -261,9 +261,8 @@ def class_contrastive(
             labels, column_labels = (
                 (x.double() + 0.0).view(torch.int64) for x in (labels, column_labels)
             )
-        loss, _, number = ops.ClassContrastive.apply(
-            anchors, columns, labels, column_labels, used, real, start, temperature
-        )
+        tensors = _distinct(anchors, columns, labels, column_labels, used, real)
+        loss, _, number = ops.ClassContrastive.apply(*tensors, start, temperature)
     return loss, number
 
 
@@ -348,6 +347,18 @@ def _choose(op: str, backend: str, *tensors: Tensor, **sizes: int | None) -> boo
     return reason is None
 
 
+def _distinct(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The same tensors as different objects: Dynamo does not trace a Function that gets one twice.
+
+    A view costs nothing, and autograd adds up what comes back through it.
+    """
+    different: list[Tensor | None] = []
+    for tensor in tensors:
+        seen = tensor is not None and any(tensor is other for other in different)
+        different.append(tensor.view_as(tensor) if seen and tensor is not None else tensor)
+    return different
+
+
 def _retrieve_fused(
     query: Tensor,
     keys: Tensor,
@@ -366,9 +377,7 @@ def _retrieve_fused(
     if keys.requires_grad:
         key_scale = None  # afresh, since an optimiser moves the keys
     readout, weights, indices, _, _ = ops.Retrieve.apply(
-        query,
-        keys,
-        values,
+        *_distinct(query, keys, values),
         held,
         asker,
         owner,

@@ -171,7 +171,7 @@ def contrastive_bwd_kernel(
                     countable = row[:, None] != (column + start)[None, :]
                 countable = countable & active[:, None] & other_active[None, :]
                 same = countable & (label[:, None] == other[None, :])
-                share = tl.where(countable, tl.exp2(scores * scale - lse), 0.0)
+                share = tl.exp2(tl.where(countable, scores * scale, float("-inf")) - lse)
                 dscores = weight * (share - tl.where(same, 1.0 / number, 0.0))
                 vector = tl.load(
                     column_ptr + column[:, None] * D + feature[None, :],

@@ -230,7 +230,7 @@ def presence_attention_bwd_kernel(
                 lse = tl.load(lse_ptr + query, mask=query < Nq, other=float("inf"))
                 pair = _pairs(visible, modality, allow_ptr, modality_ptr, query, Nq, HAS_ALLOW)
                 scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-                weights = tl.where(pair, tl.exp2(scores - lse[:, None]), 0.0)
+                weights = tl.exp2(tl.where(pair, scores, float("-inf")) - lse[:, None])
                 dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
                 mix = weights
                 if HAS_DROPOUT:

@@ -1,4 +1,4 @@
-"""Kernels against the definition in fp64, on any device: interpreter and GPU run the same checks."""
+"""Kernels against the definition in fp64; interpreter and GPU run the same checks."""
 
 import torch
 
