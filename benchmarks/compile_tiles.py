@@ -1,7 +1,8 @@
 """Compile every entry of the tile table without a GPU, and report what each one uses.
 
 Writes ``results/compile/tiles.csv``: registers per thread, stack (spilled) bytes, shared memory and
-compile time. ``--record`` writes the shared memory back into the table, where the lookup needs it.
+CPU time of compiling. ``--record`` writes the shared memory back into the table, where the lookup
+needs it.
 Needs its own process, with the interpreter off:
 
     TRITON_INTERPRET=0 python benchmarks/compile_tiles.py
@@ -15,7 +16,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mmfusion.kernels import contrastive, presence_attention, retrieve
+from mmfusion.kernels import (
+    contrastive,
+    presence_attention,
+    retrieve,
+    retrieve_bwd,
+    retrieve_fwd,
+)
 from mmfusion.kernels.tiles import table
 
 RESULTS = Path(__file__).parent / "results" / "compile"
@@ -63,16 +69,43 @@ def cases(row: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
     common = {"PRECISION": "tf32x3", "UPCAST": False, **row["constants"]}
     width, op = row["width"], row["op"]
     if op.startswith("attention"):
-        heads = {"DH": width, "BLOCK_DH": width, "HAS_ALLOW": False, "HAS_DROPOUT": False}
+        common |= {"DH": width, "BLOCK_DH": width, "HAS_ALLOW": False, "HAS_DROPOUT": False}
         if op == "attention_fwd":
-            return [(presence_attention.presence_attention_fwd_kernel, heads | common)]
+            return [(presence_attention.presence_attention_fwd_kernel, common)]
         one = {"ONE_BLOCK": row["size"] <= row["constants"]["BLOCK_N"]}
-        return [(presence_attention.presence_attention_bwd_kernel, heads | one | common)]
-    if op.startswith("contrastive"):
-        return contrastive.compile_cases(op, common)
-    if op not in ("retrieve_pool",):
-        common["KP"] = row["size"]
-    return retrieve.compile_cases(op, common)
+        return [(presence_attention.presence_attention_bwd_kernel, common | one)]
+    if op == "contrastive_fwd":
+        return [(contrastive.contrastive_fwd_kernel, common)]
+    if op == "contrastive_bwd":
+        kernel = contrastive.contrastive_bwd_kernel
+        return [(kernel, common | {"ANCHORS": anchors}) for anchors in (True, False)]
+    return _lookup(op, row["size"], common)
+
+
+def _lookup(op: str, size: int, common: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+    asked = {"HAS_ORDER": True, "WANTED": True}
+    scored = asked | {"COSINE": True, "EXCLUDE": 2}
+    if op == "retrieve_pool":
+        kernel = retrieve_fwd.retrieve_pool_kernel
+        raster = {"RASTER": retrieve.RASTER}
+        return [(kernel, scored | raster | common | {"GROUP": group}) for group in (8, 32)]
+    common |= {"KP": size}
+    cut = {"BLOCK_S": 128, "GROUP": 8}
+    if op == "retrieve_select":
+        return [(retrieve_fwd.retrieve_select_kernel, cut | asked | common)]
+    if op == "retrieve_merge":
+        return [(retrieve_fwd.retrieve_merge_kernel, asked | common)]
+    if op == "retrieve_stream":
+        return [(retrieve_fwd.retrieve_stream_kernel, {"ONE_SPLIT": False} | scored | common)]
+    if op == "retrieve_read":
+        saves = {"HAS_VALUES": True, "SAVE": True}
+        return [(retrieve_fwd.retrieve_read_kernel, cut | saves | scored | common)]
+    backward = {"COSINE": True, "WANT_KEYS": True, "HAS_BETA": True} | common
+    return [
+        (retrieve_bwd.retrieve_bwd_kernel, backward),
+        (retrieve_bwd.retrieve_scatter_kernel, backward),
+        (retrieve_bwd.retrieve_gather_kernel, backward),
+    ]
 
 
 def build(kernel: Any, element: str, constants: dict[str, Any], arch: int, warps: int, stages: int):
@@ -101,7 +134,7 @@ def measure(row: dict[str, Any]) -> list[dict[str, Any]]:
     """One line per kernel of a table entry."""
     lines = []
     for kernel, constants in cases(row):
-        start = time.perf_counter()
+        start = sum(os.times()[:4])  # CPU time, ptxas included: others may use the machine
         built = build(
             kernel,
             ELEMENT[row["dtype"]],
@@ -110,7 +143,7 @@ def measure(row: dict[str, Any]) -> list[dict[str, Any]]:
             row["num_warps"],
             row["num_stages"],
         )
-        seconds = time.perf_counter() - start
+        seconds = sum(os.times()[:4]) - start
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(built.asm["cubin"])
             file.flush()
@@ -170,6 +203,33 @@ def narrow_offsets(ttir: str) -> list[str]:
     return suspects
 
 
+def variants(row: dict[str, Any]) -> int:
+    """Compile what the table does not list: sizes of 1, which Triton folds, and other flags."""
+    built = 0
+    ones = ("K", "D", "Dv", "keys_slot", "keys_bank", "k_token", "v_token", "q_token", "q_head")
+    flips = (
+        {"HAS_ALLOW": True, "HAS_DROPOUT": True},
+        {"EXCLUDE": 0, "COSINE": False, "HAS_ORDER": False, "WANTED": False, "SAVE": False},
+        {"EXCLUDE": 1, "ONE_SPLIT": True, "HAS_VALUES": False, "HAS_BETA": False},
+        {"WANT_KEYS": False, "COSINE": False, "HAS_BETA": False},
+    )
+    for kernel, constants in cases(row):
+        changes = [dict.fromkeys((n for n in ones if n not in constants), 1), *flips]
+        for change in changes:
+            known = {name: x for name, x in change.items() if name in kernel.arg_names}
+            if known:
+                build(
+                    kernel,
+                    ELEMENT[row["dtype"]],
+                    constants | known,
+                    row["arch"],
+                    row["num_warps"],
+                    row["num_stages"],
+                )
+                built += 1
+    return built
+
+
 def problems(lines: list[dict[str, Any]]) -> list[str]:
     """What breaks the limits of a shipped tile."""
     found = []
@@ -209,9 +269,15 @@ def main() -> int:
     parser.add_argument("--only", default="", help="a regular expression on the op")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--variants", action="store_true", help="other flags, one entry per op")
     parser.add_argument("--out", type=Path, default=RESULTS / "tiles.csv")
     arguments = parser.parse_args()
     rows = [row for row in table() if re.search(arguments.only, row["op"])]
+    if arguments.variants:
+        newest = {row["op"]: row for row in rows if row["arch"] == 90}
+        with ProcessPoolExecutor(arguments.jobs) as pool:
+            print(f"{sum(pool.map(variants, newest.values()))} variants compiled")
+        return 0
     with ProcessPoolExecutor(arguments.jobs) as pool:
         lines = [line for part in pool.map(measure, rows) for line in part]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -292,10 +292,3 @@ def _rows(
         used.contiguous().view(torch.uint8),
         real.contiguous().view(torch.uint8),
     )
-
-
-def compile_cases(op: str, common: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
-    """Kernels that run with a tile entry; for offline tools."""
-    if op == "contrastive_fwd":
-        return [(contrastive_fwd_kernel, common)]
-    return [(contrastive_bwd_kernel, {"ANCHORS": flag} | common) for flag in (True, False)]

@@ -391,31 +391,3 @@ class _Sums:
 
 def _rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def compile_cases(op: str, common: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
-    """Kernels that run with a tile entry, each with the flags that cost most; for offline tools."""
-    flags = {"HAS_ORDER": True, "WANTED": True, "COSINE": True, "EXCLUDE": 2}
-    padded_k = common.get("KP", 16)
-    if op == "retrieve_pool":
-        sizes = (8, 32)
-        return [
-            (retrieve_fwd.retrieve_pool_kernel, {"GROUP": g, "RASTER": RASTER} | flags | common)
-            for g in sizes
-        ]
-    if op == "retrieve_select":
-        cut = {"BLOCK_S": 128, "GROUP": 8}
-        return [(retrieve_fwd.retrieve_select_kernel, cut | flags | common)]
-    if op == "retrieve_merge":
-        return [(retrieve_fwd.retrieve_merge_kernel, flags | common)]
-    if op == "retrieve_stream":
-        return [(retrieve_fwd.retrieve_stream_kernel, {"ONE_SPLIT": False} | flags | common)]
-    if op == "retrieve_read":
-        cut = {"BLOCK_S": 128, "GROUP": 8, "HAS_VALUES": True, "SAVE": True}
-        return [(retrieve_fwd.retrieve_read_kernel, cut | flags | common)]
-    backward = {"KP": padded_k, "COSINE": True, "WANT_KEYS": True, "HAS_BETA": True} | common
-    return [
-        (retrieve_bwd.retrieve_bwd_kernel, backward),
-        (retrieve_bwd.retrieve_scatter_kernel, backward),
-        (retrieve_bwd.retrieve_gather_kernel, backward),
-    ]

@@ -55,21 +55,32 @@ def test_every_family_fits_a_small_device():
                 assert pick(op, (8, 6), dtype, shared_limit=99 << 10)
 
 
-@pytest.mark.compile
-def test_every_entry_compiles_without_spilling(tmp_path):
-    out = tmp_path / "tiles.csv"
+def compile_tiles(tmp_path, *options):
     environment = os.environ | {
         "TRITON_INTERPRET": "0",  # kernels made by the interpreter do not compile
         "TRITON_CACHE_DIR": str(tmp_path / "cache"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "compile_tiles.py", "--out", out],
+        [sys.executable, ROOT / "benchmarks" / "compile_tiles.py", *options],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+def test_sizes_of_one_and_other_flags_compile(tmp_path):
+    assert "variants compiled" in compile_tiles(tmp_path, "--variants")
+
+
+@pytest.mark.compile
+def test_every_entry_compiles_without_spilling(tmp_path):
+    out = tmp_path / "tiles.csv"
+    compile_tiles(tmp_path, "--out", out)
     lines = list(csv.DictReader(out.open()))
     assert {(line["op"], line["arch"]) for line in lines} == {
         (row["op"], f"sm_{row['arch']}") for row in table()
