@@ -49,7 +49,7 @@ def main():
             inputs,
             partial(ours, backend="torch"),
             1e-4,
-            {"forward": flops, "backward": 4 * flops, "both": 5 * flops},
+            {"forward": flops, "backward": 2 * flops, "both": 3 * flops},
             {"forward": once, "backward": 3 * once, "both": 4 * once},
         )
         providers = {

@@ -50,13 +50,13 @@ def draw(path):
     for (name, providers), (left, right) in zip(parts.items(), axes, strict=True):
         ours = {}
         for row in providers.get("mmfusion", providers.get("CMML", [])):
-            ours[row["config"]] = row["value"]
+            ours[row["x"], row["config"]] = row["value"]
         for provider, points in sorted(providers.items()):
             points.sort(key=lambda row: (row["x"], row["config"]))
             x = [row["x"] for row in points]
             left.plot(x, [row["value"] for row in points], "o-", label=provider, markersize=3)
-            shared = [row for row in points if row["config"] in ours]
-            pairs = [(row["x"], row["value"] / ours[row["config"]]) for row in shared]
+            shared = [row for row in points if (row["x"], row["config"]) in ours]
+            pairs = [(row["x"], row["value"] / ours[row["x"], row["config"]]) for row in shared]
             if pairs and provider != "mmfusion":
                 right.plot(*zip(*pairs, strict=True), "o-", label=provider, markersize=3)
         floors = [
