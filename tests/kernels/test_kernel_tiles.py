@@ -81,7 +81,7 @@ def test_sizes_of_one_and_other_flags_compile(tmp_path):
 def test_every_entry_compiles_without_spilling(tmp_path):
     out = tmp_path / "tiles.csv"
     compile_tiles(tmp_path, "--out", out)
-    lines = list(csv.DictReader(out.open()))
+    lines = list(csv.DictReader(out.read_text().splitlines()))
     assert {(line["op"], line["arch"]) for line in lines} == {
         (row["op"], f"sm_{row['arch']}") for row in table()
     }
