@@ -15,6 +15,7 @@ _MODULES = (
     "layers",
     "losses",
     "missingness",
+    "patterns",
     "presence",
     "ranks",
     "reference",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from mmfusion import layers as layers
     from mmfusion import losses as losses
     from mmfusion import missingness as missingness
+    from mmfusion import patterns as patterns
     from mmfusion import presence as presence
     from mmfusion import ranks as ranks
     from mmfusion import reference as reference

@@ -26,7 +26,7 @@ from mmfusion.losses import (
     reconstruction_loss,
     task_loss,
 )
-from mmfusion.presence import check_visible
+from mmfusion.presence import check_visible, may_look
 
 __all__ = ["CMML", "Explanation"]
 
@@ -130,6 +130,12 @@ class CMML(nn.Module):
     ) -> None:
         super().__init__()
         _check_target(target, num_classes)
+        for name, stage in (("crta", crta), ("memory", memory), ("alignment", alignment)):
+            if isinstance(stage, str) and stage != "default":
+                raise ValueError(
+                    f"{name}={stage!r}: a stage is a module, None to leave it out, or 'default'. "
+                    "Pass one of them."
+                )
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         regular: dict[str, Any] = {"dropout": dropout, **kind}
         self.target = target
@@ -143,6 +149,8 @@ class CMML(nn.Module):
         self.edge = ModalityEncoders(modalities, dim, num_tokens, check_values=check_values, **kind)
         sizes = (len(self.edge.names), num_tokens, dim)
         self.context = ContextTokens(num_context, dim, **kind)
+        if crta is None and alignment is None:  # nobody reads it, and DDP must not wait for it
+            self.context.requires_grad_(False)
         if crta == "default":
             crta = CRTA(*sizes, num_heads, num_blocks, **regular)
         self.crta: Any = crta
@@ -193,8 +201,6 @@ class CMML(nn.Module):
             )
             guess = self.memory.gate(guess, readout, visible)
             stages = (*stages, guess) if stages else ()
-            if self.training and sample_ids is not None and hasattr(self.memory, "write"):
-                self.memory.write(tokens.mean(2), present, sample_ids, labels)
         completed = torch.where(visible[:, :, None, None], tokens, guess)
         aligned, reference = completed, None
         if self.alignment is not None:
@@ -216,11 +222,14 @@ class CMML(nn.Module):
             losses={},
             loss=None,
         )
-        if labels is None:
-            return out
-        losses = self._losses(out, stages, labels)
-        loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
-        return out._replace(losses=losses, loss=loss)
+        if labels is not None:
+            losses = self._losses(out, stages, labels)
+            loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+            out = out._replace(losses=losses, loss=loss)
+        # last, so that a refused step leaves no trace
+        if self.training and sample_ids is not None and hasattr(self.memory, "write"):
+            self.memory.write(tokens.mean(2), present, sample_ids, labels)
+        return out
 
     def explain(self, out: FusionOutput) -> Explanation:
         """Say what was synthesised and from what, for an output of this model: no second pass."""
@@ -233,7 +242,7 @@ class CMML(nn.Module):
         self, tokens: Tensor, visible: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """The updated context, a guess for every modality, and the stages to supervise."""
-        context = self.context(len(tokens))
+        context = self.context(tokens.shape[0])
         if self.crta is not None:
             out = self.crta(tokens, context, visible)
             return out.context, out.synthesised, out.stages
@@ -265,15 +274,12 @@ class CMML(nn.Module):
     def _check_labels(self, labels: Tensor, logits: Tensor) -> None:
         """Types always, values where they may be looked at."""
         whole = not labels.is_floating_point()
-        if whole is not (self.target == "multiclass") and self.target in (
-            "multiclass",
-            "regression",
-        ):
+        if self.target == ("regression" if whole else "multiclass"):
             raise ValueError(
                 f"labels is {labels.dtype}: {self.target} labels are "
-                f"{'whole numbers' if self.target == 'multiclass' else 'floating'}. Convert them."
+                f"{'floating' if whole else 'whole numbers'}. Convert them."
             )
-        if not self.check_values or torch.compiler.is_compiling():
+        if not (self.check_values and may_look(labels)):
             return
         top = logits.shape[1] - 1 if self.target == "multiclass" else 1
         missing = labels == IGNORE if whole else labels.isnan()

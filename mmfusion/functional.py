@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmfusion import ops, reference
+from mmfusion.reference import autocasts, full_precision
 
 __all__ = ["class_contrastive", "presence_attention", "retrieve", "why_not_triton"]
 
@@ -102,6 +103,11 @@ def retrieve(
         if wanted.dtype != torch.bool:
             raise ValueError(f"wanted is {wanted.dtype}: it is bool, True to answer. Use .bool().")
         wanted = _per_query("wanted", wanted, leading, grouped)
+    if key_scale is not None and key_scale.shape != keys.shape[:-1]:
+        raise ValueError(
+            f"key_scale is {tuple(key_scale.shape)}: it holds one inverse norm per key, "
+            f"{tuple(keys.shape[:-1])}. Pass them all, or None to compute them."
+        )
     arguments = {
         "k": k,
         "temperature": temperature,
@@ -112,7 +118,7 @@ def retrieve(
         "key_scale": None if key_scale is None else key_scale.reshape(groups, -1),
     }
     fused = _choose("retrieve", backend, query, *(x for x in (keys, values) if x is not None), k=k)
-    with torch.autocast(query.device.type, enabled=False):
+    with full_precision(query.device):
         folded = _fold(query, 1, grouped)
         if fused:
             results = _retrieve_fused(folded, *bank, **arguments)  # type: ignore[arg-type]
@@ -175,7 +181,7 @@ def presence_attention(
         Vaswani et al., "Attention Is All You Need", 2017. The presence contract is our design.
     """
     _check_attention(q, k, v, present, lengths, num_context, allow, dropout, seed)
-    if torch.is_autocast_enabled(q.device.type):
+    if autocasts(q.device):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     if _choose("presence_attention", backend, q, k, v, num_modalities=len(lengths)):
         lengths = [int(length) for length in lengths]
@@ -245,7 +251,7 @@ def class_contrastive(
         Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2.
     """
     _check_contrastive(anchors, columns, labels, column_labels, used, real, temperature)
-    with torch.autocast(anchors.device.type, enabled=False):
+    with full_precision(anchors.device):
         if not _choose("class_contrastive", backend, anchors, columns):
             return reference.class_contrastive(
                 anchors,
@@ -549,8 +555,8 @@ def _check_attention(
         )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: it is a share of weights. Use 0 <= dropout < 1.")
-    if dropout and (seed is None or seed.is_floating_point()):
+    if dropout and (seed is None or seed.ndim or seed.is_floating_point()):
         raise ValueError(
-            f"dropout={dropout} with seed={seed}: what is dropped follows from an integer tensor. "
-            "Draw one, for example torch.randint(2**63 - 1, (), device=q.device)."
+            f"dropout={dropout} with seed={seed}: what is dropped follows from one integer tensor. "
+            "Draw it, for example torch.randint(2**63 - 1, (), device=q.device)."
         )

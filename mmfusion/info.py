@@ -6,7 +6,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-import mmfusion
 from mmfusion.functional import why_not_triton
 
 __all__ = ["backends", "main", "report"]
@@ -50,7 +49,7 @@ def report() -> str:
         >>> report().splitlines()[0].startswith("mmfusion")
         True
     """
-    lines = [f"{'mmfusion':<20}{mmfusion.__version__}"]
+    lines = [f"{'mmfusion':<20}{sys.modules['mmfusion'].__version__}"]
     lines.append(f"{'python':<20}{sys.version.split()[0]} on {platform.platform()}")
     for package in _PACKAGES:
         try:

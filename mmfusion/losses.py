@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmfusion.functional import class_contrastive
 from mmfusion.ranks import first_row, gather_rows, joint_mean
+from mmfusion.reference import full_precision, unit
 
 __all__ = ["alignment_loss", "class_contrastive_loss", "reconstruction_loss", "task_loss"]
 
@@ -34,6 +35,9 @@ def reconstruction_loss(
     Shape:
         - ``synthesised``, ``tokens``: ``(B, M, L, D)``; ``hidden``: ``(B, M)``; result: scalar
 
+    Raises:
+        ValueError: If shapes do not fit.
+
     Example:
         >>> guess, truth = torch.ones(1, 2, 1, 4), torch.full((1, 2, 1, 4), 3.0)
         >>> reconstruction_loss(guess, truth, torch.tensor([[True, False]])).item()
@@ -42,11 +46,16 @@ def reconstruction_loss(
     References:
         Our design; smooth L1: Girshick, "Fast R-CNN", ICCV 2015, equation 3.
     """
+    if synthesised.shape != tokens.shape or hidden.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"synthesised is {tuple(synthesised.shape)}, tokens {tuple(tokens.shape)} and hidden "
+            f"{tuple(hidden.shape)}: they are (B, M, L, D) twice and (B, M). Reshape them."
+        )
     rows = hidden[:, :, None, None]
     truth = torch.where(rows, tokens.detach(), 0).float()
     guess = torch.where(rows, synthesised, 0).float()
     distance = F.smooth_l1_loss(guess, truth, reduction="none").mean((2, 3))
-    angle = 1 - F.cosine_similarity(guess, truth, dim=-1).mean(2)
+    angle = 1 - (unit(guess) * unit(truth)).sum(-1).mean(2)
     return joint_mean(distance + angle, hidden, gather)
 
 
@@ -63,6 +72,9 @@ def alignment_loss(aligned: Tensor, reference: Tensor, *, gather: bool = True) -
     Shape:
         - ``aligned``: ``(B, M, L, D)``; ``reference``: ``(B, C, D)``; result: scalar, 0 to 2
 
+    Raises:
+        ValueError: If shapes do not fit.
+
     Example:
         >>> aligned = torch.tensor([[[[1.0, 0.0]], [[-1.0, 0.0]]]])
         >>> alignment_loss(aligned, torch.tensor([[[2.0, 0.0]]])).item()
@@ -71,8 +83,13 @@ def alignment_loss(aligned: Tensor, reference: Tensor, *, gather: bool = True) -
     References:
         Our design.
     """
+    if aligned.ndim != 4 or reference.ndim != 3 or aligned.shape[::3] != reference.shape[::2]:
+        raise ValueError(
+            f"aligned is {tuple(aligned.shape)} and reference {tuple(reference.shape)}: they are "
+            "(B, M, L, D) and (B, C, D). Reshape them."
+        )
     towards = reference.detach().float().mean(1, keepdim=True)  # (B, 1, D)
-    angle = 1 - F.cosine_similarity(aligned.float().mean(2), towards, dim=-1)  # (B, M)
+    angle = 1 - (unit(aligned.float().mean(2)) * unit(towards)).sum(-1)  # (B, M)
     return joint_mean(angle, torch.ones_like(angle, dtype=torch.bool), gather)
 
 
@@ -127,11 +144,16 @@ def class_contrastive_loss(
             "(B, M, D), and (B,) or (B, Y). Pool tokens to one vector per modality first."
         )
     batch_size, modalities = embeddings.shape[:2]
+    if present is not None and present.shape != (batch_size, modalities):
+        raise ValueError(
+            f"present is {tuple(present.shape)}: it is (B, M) = {(batch_size, modalities)}. Give "
+            "one column per modality."
+        )
     known = _labelled(labels)
     used = (
         known.unsqueeze(1).expand(-1, modalities) if present is None else present & known[:, None]
     )
-    vectors = F.normalize(torch.where(used.unsqueeze(-1), embeddings, 0).float(), dim=-1)
+    vectors = unit(torch.where(used.unsqueeze(-1), embeddings, 0).float())
     anchors, used = vectors.flatten(0, 1), used.flatten()  # (B*M, D), (B*M,)
     columns, real, column_labels, start = anchors, used, labels, 0
     if gather:
@@ -150,7 +172,8 @@ def class_contrastive_loss(
             backend=backend,
         )
         return joint_mean(loss, number > 0, gather)
-    scores = anchors @ columns.mT / temperature  # (B*M, R*M)
+    with full_precision(anchors.device):
+        scores = anchors @ columns.mT / temperature  # (B*M, R*M)
     row = torch.arange(len(anchors), device=scores.device) + start
     column = torch.arange(len(columns), device=scores.device)
     countable = real & (row.unsqueeze(1) != column)
@@ -200,6 +223,8 @@ def task_loss(
             f"labels is {tuple(labels.shape)} with logits {tuple(logits.shape)}: {target} labels "
             f"are {tuple(expected)}. Reshape them, or choose another target."
         )
+    if target == "multiclass" and labels.is_floating_point():
+        raise ValueError(f"labels is {labels.dtype}: class numbers are whole. Use .long().")
     known = _known(labels)
     logits = logits.float()
     if target == "multiclass":

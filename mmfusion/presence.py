@@ -4,7 +4,7 @@
 the order in which the modalities were declared. Everything past this file is dense and static.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import default_collate
 
-__all__ = ["check_visible", "collate", "normalise", "visibility"]
+__all__ = ["check_visible", "collate", "may_look", "normalise", "visibility"]
 
 
 def normalise(
@@ -64,7 +64,7 @@ def normalise(
     """
     _check_names(inputs, names)
     shapes = shapes or {}
-    values = {name: inputs.get(name) for name in names}
+    values = {name: _plain(inputs.get(name)) for name in names}
     batch_size, device = _batch(values, present)
     for name, value in values.items():
         if value is not None and name in shapes:
@@ -74,7 +74,7 @@ def normalise(
         present = ~torch.stack([absent[name] for name in names], dim=1)
     else:
         _check_present(present, batch_size, names, device)
-    if check_values and not torch.compiler.is_compiling():
+    if check_values and may_look(present):
         _check_values(values, names, present, absent, accepts_nan)
     tensors = {}
     for column, name in enumerate(names):
@@ -136,6 +136,12 @@ def collate(
         columns.append(torch.tensor(observed))
         inputs[name] = _stack(name, rows, observed, shapes.get(name))
     rest = {key for sample in samples for key in sample} - {"inputs"}
+    for row, sample in enumerate(samples):
+        if lacking := rest - set(sample):
+            raise ValueError(
+                f"sample {row} of the batch has no {min(lacking)!r}, others do: all samples have "
+                "the same keys. Return it from the dataset, a missing label as -100 or NaN."
+            )
     others = {key: default_collate([sample[key] for sample in samples]) for key in sorted(rest)}
     return {"inputs": inputs, "present": torch.stack(columns, dim=1), **others}
 
@@ -194,7 +200,7 @@ def check_visible(
             f"{tuple(present.shape)} and is bool. Draw it with mmfusion.missingness.hide(present, "
             "rate)."
         )
-    if not check_values or torch.compiler.is_compiling():
+    if not (check_values and may_look(present)):
         return
     if bool((visible & ~present).any()):
         row, column = (visible & ~present).nonzero()[0].tolist()
@@ -202,6 +208,16 @@ def check_visible(
             f"visible[{row}, '{names[column]}'] is True but present is False there: visible is a "
             "subset of present. Use present & visible."
         )
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether a check may look at values: not while compiling or exporting, not on the meta device.
+
+    Example:
+        >>> may_look(torch.ones(1)), may_look(torch.ones(1, device="meta"))
+        (True, False)
+    """
+    return not torch.compiler.is_compiling() and not tensor.is_meta
 
 
 def _check_names(inputs: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -215,7 +231,7 @@ def _check_names(inputs: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def _batch(values: Mapping[str, Any], present: Tensor | None) -> tuple[int, torch.device]:
     sizes: dict[str, int] = {}
-    device = None if present is None else present.device
+    device = torch.device("cpu")
     for name, value in values.items():
         for leaf in tree_leaves(value):
             if leaf is None:
@@ -225,7 +241,8 @@ def _batch(values: Mapping[str, Any], present: Tensor | None) -> tuple[int, torc
                     f"inputs[{name!r}] holds {_describe(leaf)}: every leaf is a tensor whose first "
                     "axis is the batch. Use torch.as_tensor and add the batch axis."
                 )
-            device = device or leaf.device
+            if not sizes:
+                device = leaf.device
             sizes.setdefault(name, leaf.shape[0])
             first = next(iter(sizes))
             if leaf.shape[0] != sizes[first]:
@@ -235,7 +252,7 @@ def _batch(values: Mapping[str, Any], present: Tensor | None) -> tuple[int, torc
                     "present to False where the modality is absent."
                 )
     if sizes:
-        return next(iter(sizes.values())), device or torch.device("cpu")
+        return next(iter(sizes.values())), device
     if present is None:
         raise ValueError(
             "inputs holds no tensor at all, so the batch size is unknown: it comes from a tensor "
@@ -271,10 +288,14 @@ def _nan_rows(value: Any, batch_size: int, device: torch.device) -> Tensor:
         return torch.ones(batch_size, dtype=torch.bool, device=device)
     if not floats:
         return torch.zeros(batch_size, dtype=torch.bool, device=device)
-    rows = floats[0].isnan().reshape(batch_size, -1).all(1)
+    rows = _cells(floats[0]).isnan().all(1)
     for leaf in floats[1:]:
-        rows = rows & leaf.isnan().reshape(batch_size, -1).all(1)
+        rows = rows & _cells(leaf).isnan().all(1)
     return rows
+
+
+def _cells(leaf: Tensor) -> Tensor:
+    return leaf.flatten(1) if leaf.ndim > 1 else leaf.unsqueeze(1)
 
 
 def _check_values(
@@ -291,8 +312,9 @@ def _check_values(
         bad = torch.zeros_like(observed)
         for leaf in tree_leaves(values[name]):
             if leaf is not None and leaf.is_floating_point():
-                cells = leaf.isinf() if name in accepts_nan else ~leaf.isfinite()
-                bad = bad | cells.reshape(bad.shape[0], -1).any(1)
+                cells = _cells(leaf)
+                cells = cells.isinf() if name in accepts_nan else ~cells.isfinite()
+                bad = bad | cells.any(1)
         broken.append(observed & bad)
     found = torch.stack([torch.stack(lacking, 1), torch.stack(broken, 1)])  # (2, B, M)
     if not bool(found.any()):
@@ -317,13 +339,20 @@ def _check_values(
     )
 
 
+def _plain(value: Any) -> Any:
+    """A mapping of another class (what tokenisers return) as a dict, which torch can look into."""
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 def _zero_absent(value: Any, observed: Tensor) -> Any:
-    def zero(leaf: Any) -> Any:
+    def blank(leaf: Any) -> Any:
         if leaf is None:
             return None
-        return torch.where(observed.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+        # a zero of the leaf's own type: with a plain 0 a bool leaf would turn into int64
+        zero = leaf.new_zeros(())
+        return torch.where(observed.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, zero)
 
-    return zero(value) if isinstance(value, Tensor) else tree_map(zero, value)
+    return blank(value) if isinstance(value, Tensor) else tree_map(blank, value)
 
 
 def _repeat_columns(table: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -338,8 +367,9 @@ def _as_tensors(value: Any) -> Any:
     """A sample's value as tensors; None where it is absent."""
     if value is None:
         return None
-    if isinstance(value, Mapping | tuple):
-        value = tree_map(_leaf_tensor, value)
+    value = _plain(value)
+    if isinstance(value, dict | tuple):
+        value = tree_map(_leaf_tensor, value, is_leaf=lambda leaf: isinstance(leaf, list))
     else:
         value = _leaf_tensor(value)
     floats = [leaf for leaf in tree_leaves(value) if leaf.is_floating_point()]
@@ -347,7 +377,7 @@ def _as_tensors(value: Any) -> Any:
 
 
 def _leaf_tensor(leaf: Any) -> Tensor:
-    if isinstance(leaf, np.ndarray) and leaf.dtype == np.float64:
+    if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype == np.float64:
         leaf = leaf.astype(np.float32)  # what torch.tensor makes of Python floats
     return torch.as_tensor(leaf)
 
@@ -360,19 +390,20 @@ def _stack(
     template = rows[list(observed).index(True)]
     blank = tree_map(torch.zeros_like, template)
     filled = [row if row is not None else blank for row in rows]
+    expected = _shapes(template)
     for row, value in enumerate(filled):
-        for expected, leaf in zip(_shapes(template), _shapes(value), strict=True):
-            if expected != leaf:
-                raise ValueError(
-                    f"inputs[{name!r}] of sample {row} of the batch has shape {leaf}, the first "
-                    f"observed one {expected}: one modality has one shape. Resize or pad in the "
-                    "dataset."
-                )
+        if _shapes(value) != expected:
+            raise ValueError(
+                f"inputs[{name!r}] of sample {row} of the batch has shape {_shapes(value)}, the "
+                f"first observed one {expected}: one modality has one shape. Resize or pad in the "
+                "dataset."
+            )
     return tree_map(lambda *leaves: torch.stack(leaves), *filled)
 
 
-def _shapes(value: Any) -> Iterator[tuple[int, ...]]:
-    return (tuple(leaf.shape) for leaf in tree_leaves(value))
+def _shapes(value: Any) -> Any:
+    """A structure of shapes."""
+    return tree_map(lambda leaf: tuple(leaf.shape), value)
 
 
 def _describe(value: Any) -> str:

@@ -4,14 +4,26 @@ Both ops are pure and differentiable by autograd. Arguments are checked in ``fun
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
 
 from mmfusion.presence import visibility
 
-__all__ = ["attention", "class_contrastive", "masked_softmax", "presence_attention", "retrieve"]
+__all__ = [
+    "attention",
+    "autocasts",
+    "class_contrastive",
+    "full_precision",
+    "masked_softmax",
+    "presence_attention",
+    "retrieve",
+    "unit",
+]
 
 CHUNK = 16384  # slots scored at once: bounds memory at (M, Q, CHUNK), whatever S is
 _TINY = 1e-12  # a vector this short has no direction: it scores 0
@@ -47,34 +59,70 @@ def retrieve(
         ([[[0.0, 2.0]]], [[[1]]])
     """
     precision = _precision(keys)
+    if wanted is not None:
+        wanted = wanted.unsqueeze(-1)
+        query = torch.where(wanted, query, 0)  # what is not answered may hold anything
     wide = query.to(keys.dtype).to(precision)  # both backends rank the same numbers
     if similarity == "cosine":
-        wide = wide * _inverse_norm(wide).unsqueeze(-1)
-    learns = torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad)
-    allowed: Tensor | None
+        wide = unit(wide)
     if k is None:
-        slots = torch.arange(keys.shape[1], device=keys.device).expand(*query.shape[:2], -1)
-        allowed = _allowed(slots, keys.shape[1], held, exclude)
+        found = _read_all(wide, keys, values, temperature, held, exclude, wanted, similarity)
     else:
+        learns = torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not learns):
             scores, slots = _select(wide, keys, k, held, exclude, similarity, key_scale)
         whole = held is None and exclude is None and k <= keys.shape[1]
-        allowed = None if whole else scores > -torch.inf
-    if wanted is not None:
-        wanted = wanted.unsqueeze(-1)
-        allowed = wanted.expand_as(slots) if allowed is None else allowed & wanted
-    near = None
-    if k is None or learns:  # score what was chosen again, so that autograd sees k slots and not S
-        near = _take(keys, slots, allowed, dense=k is None).to(precision)  # (M, Q, k, D)
-        scores = (near @ wide.unsqueeze(-1)).squeeze(-1)
-        if similarity == "cosine":
-            scores = scores * _inverse_norm(near)
-    weights = masked_softmax(scores / temperature, allowed)
-    if near is None or values is not None:
-        near = _take(keys if values is None else values, slots, allowed, dense=k is None)
-    readout = (weights.unsqueeze(-2) @ near.to(precision)).squeeze(-2)  # (M, Q, Dv)
+        allowed = _both(None if whole else scores > -torch.inf, wanted, slots)
+        near = None
+        if learns:  # score what was chosen again, so that autograd sees k slots and not S
+            near = _take(keys, slots, allowed).to(precision)  # (M, Q, k, D)
+            ruler = unit(near) if similarity == "cosine" else near
+            scores = (ruler @ wide.unsqueeze(-1)).squeeze(-1)
+        if near is None or values is not None:
+            near = _take(keys if values is None else values, slots, allowed).to(precision)
+        weights = masked_softmax(scores / temperature, allowed)
+        found = (weights.unsqueeze(-2) @ near).squeeze(-2), weights, slots, allowed
+    readout, weights, slots, allowed = found
     indices = slots if allowed is None else torch.where(allowed, slots, -1)
     return readout.to(query.dtype), weights.detach().float(), indices
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scale to length 1 along the last axis; a vector without direction becomes 0, gradient 0.
+
+    Example:
+        >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    square = vectors.square().sum(-1, keepdim=True)
+    return vectors * square.masked_fill(square <= _TINY**2, torch.inf).rsqrt()
+
+
+def _read_all(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    temperature: float,
+    held: Tensor | None,
+    exclude: Tensor | tuple[Tensor, Tensor] | None,
+    wanted: Tensor | None,
+    similarity: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The dense form: two products, whatever M, Q and S."""
+    slots = torch.arange(keys.shape[1], device=keys.device).expand(*query.shape[:2], -1)
+    allowed = _both(_allowed(slots, keys.shape[1], held, exclude), wanted, slots)
+    keys = _blank(keys, held).to(query.dtype)
+    source = keys if values is None else _blank(values, held).to(query.dtype)
+    scores = query @ (unit(keys) if similarity == "cosine" else keys).mT  # (M, Q, S)
+    weights = masked_softmax(scores / temperature, allowed)
+    return weights @ source, weights, slots, allowed
+
+
+def _both(allowed: Tensor | None, wanted: Tensor | None, slots: Tensor) -> Tensor | None:
+    """Slots allowed and asked for; None where that is all of them."""
+    if allowed is None or wanted is None:
+        return allowed if wanted is None else wanted.expand_as(slots)
+    return allowed & wanted
 
 
 def _select(
@@ -152,21 +200,32 @@ def _excluded(number: Tensor, exclude: Tensor | tuple[Tensor, Tensor]) -> Tensor
 
 
 def masked_softmax(scores: Tensor, allowed: Tensor | None) -> Tensor:
-    """Softmax over what is allowed (None: everything); exact zeros elsewhere, and in empty rows."""
+    """Softmax over what is allowed (None: everything); exact zeros elsewhere, and in empty rows.
+
+    Example:
+        >>> allowed = torch.tensor([[True, False], [False, False]])
+        >>> masked_softmax(torch.ones(2, 2), allowed).tolist()
+        [[1.0, 0.0], [0.0, 0.0]]
+    """
     if allowed is None:
         return scores.softmax(-1)
     return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1) * allowed
 
 
-def _take(bank: Tensor, slots: Tensor, allowed: Tensor | None, dense: bool) -> Tensor:
+def _blank(bank: Tensor, held: Tensor | None) -> Tensor:
+    """A bank with zeros in the slots that are not held, whatever lies there."""
+    if held is None:
+        return bank
+    usable = torch.arange(bank.shape[1], device=bank.device) < held.unsqueeze(-1)  # (M, S)
+    return torch.where(usable.unsqueeze(-1), bank, 0)
+
+
+def _take(bank: Tensor, slots: Tensor, allowed: Tensor | None) -> Tensor:
     """(M, Q, k, D) rows of each group's bank, zeros where not allowed, whatever lies there."""
     groups, num_slots, width = bank.shape
-    if dense:
-        near = bank.unsqueeze(1).expand(-1, slots.shape[1], -1, -1)
-    else:
-        offsets = torch.arange(groups, device=bank.device).reshape(-1, 1, 1) * num_slots
-        near = bank.reshape(-1, width).index_select(0, (slots + offsets).flatten())
-        near = near.reshape(*slots.shape, width)
+    offsets = torch.arange(groups, device=bank.device).reshape(-1, 1, 1) * num_slots
+    near = bank.reshape(-1, width).index_select(0, (slots + offsets).flatten())
+    near = near.reshape(*slots.shape, width)
     return near if allowed is None else torch.where(allowed.unsqueeze(-1), near, 0)
 
 
@@ -229,10 +288,11 @@ def attention(
         attend = attend[:, None, None, :]
     if dropout and seed is not None:
         precision = _precision(q)
-        scores = (q.to(precision) @ k.to(precision).mT) * q.shape[-1] ** -0.5
-        kept = _uniform(seed, scores.shape) >= dropout
-        weights = masked_softmax(scores, attend) * kept / (1 - dropout)
-        out = (weights @ v.to(precision)).to(q.dtype)
+        with full_precision(q.device):
+            scores = (q.to(precision) @ k.to(precision).mT) * q.shape[-1] ** -0.5
+            kept = _uniform(seed, scores.shape) >= dropout
+            weights = masked_softmax(scores, attend) * kept / (1 - dropout)
+            out = (weights @ v.to(precision)).to(q.dtype)
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
         # torch gives such rows exact zeros by itself, an exported ONNX graph does not
@@ -275,6 +335,29 @@ def class_contrastive(
     loss = torch.where(positive, -scores.log_softmax(-1), 0).sum(-1)
     number = positive.sum(-1)
     return loss / number.clamp(min=1), number.float()
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for a device.
+
+    Example:
+        >>> autocasts(torch.device("cpu"))
+        False
+    """
+    return is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off, where the device has one: scores and softmax keep their type.
+
+    Example:
+        >>> with full_precision(torch.device("cpu")):
+        ...     torch.is_autocast_enabled("cpu")
+        False
+    """
+    if is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _precision(x: Tensor) -> torch.dtype:

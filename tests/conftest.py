@@ -3,6 +3,9 @@ import os
 import pytest
 import torch
 
+# Tensors here are tiny, and pytest-xdist has filled the cores already.
+torch.set_num_threads(1)
+
 if not torch.cuda.is_available():
     # must be set before any @triton.jit runs; importing torch does not import triton
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -34,12 +34,15 @@ def retrieve_bwd_kernel(
     rows = ((place * K + j) * D)[:, None]
     value_rows = ((place * K + j) * Dv)[:, None]
     depth = tl.arange(0, BLOCK_D)
+    weight = tl.load(weights_ptr + place * K + j, mask=j < K, other=0.0)
+    answered = tl.sum(weight, 0) > 0  # the query of a row that was not answered may hold anything
     product = tl.zeros([KP], tl.float32)
     square_k = tl.zeros([KP], tl.float32)
     square = tl.zeros([BLOCK_D], tl.float32)
     for done in range(0, D, BLOCK_D):
         inside = depth < D - done
-        q = tl.load(query_ptr + place * D + done + depth, mask=inside, other=0.0).to(tl.float32)
+        q = query_ptr + place * D + done + depth
+        q = tl.load(q, mask=depth < tl.where(answered, D - done, 0), other=0.0).to(tl.float32)
         k = tl.load(
             near_keys_ptr + rows + done + depth[None, :],
             mask=(j < K)[:, None] & inside[None, :],
@@ -58,7 +61,6 @@ def retrieve_bwd_kernel(
             other=0.0,
         ).to(tl.float32)
         dweight += tl.sum(v * g[None, :], 1)
-    weight = tl.load(weights_ptr + place * K + j, mask=j < K, other=0.0)
     # delta from the fp32 weights, not from the rounded readout: ten times less error in bf16
     delta = tl.sum(weight * dweight, 0)
     dscore = weight * (dweight - delta) * inverse_temperature
@@ -74,7 +76,8 @@ def retrieve_bwd_kernel(
         along = tl.sum(dscore * cosine, 0) * scale_q
     for done in range(0, D, BLOCK_D):
         inside = depth < D - done
-        q = tl.load(query_ptr + place * D + done + depth, mask=inside, other=0.0).to(tl.float32)
+        q = query_ptr + place * D + done + depth
+        q = tl.load(q, mask=depth < tl.where(answered, D - done, 0), other=0.0).to(tl.float32)
         k = tl.load(
             near_keys_ptr + rows + done + depth[None, :],
             mask=(j < K)[:, None] & inside[None, :],

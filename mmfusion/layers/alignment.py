@@ -99,4 +99,4 @@ class ReferenceAlignment(nn.Module):
         if present is None:
             present = torch.ones(completed.shape[:2], dtype=torch.bool, device=completed.device)
         x = torch.where(present[:, :, None, None], completed, 0).flatten(1, 2)  # (B, N, D)
-        return x, self.norm_tokens(x), context.expand(len(x), -1, -1), present
+        return x, self.norm_tokens(x), context.expand(x.shape[0], -1, -1), present

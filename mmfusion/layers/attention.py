@@ -93,6 +93,7 @@ class PresenceAttention(nn.Module):
         num_context: int = 0,
     ) -> Tensor:
         """Attend from ``queries`` to ``keys``; see the class for shapes."""
+        _check_attend(queries, keys, attend)
         if attend.ndim == 4:
             return self._attend_pairwise(queries, keys, attend)
         lengths = (1,) * (keys.shape[1] - num_context) if lengths is None else lengths
@@ -145,6 +146,16 @@ class PresenceAttention(nn.Module):
         if not (self.training and self.dropout):
             return None
         return torch.randint(2**62, (), device=like.device)
+
+
+def _check_attend(queries: Tensor, keys: Tensor, attend: Tensor) -> None:
+    pairwise = (keys.shape[0], 1, queries.shape[1], keys.shape[1])
+    if attend.dtype != torch.bool or (attend.ndim == 4 and attend.shape != pairwise):
+        raise ValueError(
+            f"attend is {tuple(attend.shape)} {attend.dtype} with {queries.shape[1]} queries and "
+            f"{keys.shape[1]} keys: it is bool, (B, N) or (B, 1, Nq, N) = {pairwise}, True where a "
+            "key may be read. Convert it, with ~mask if True means hidden."
+        )
 
 
 def _clean(keys: Tensor, present: Tensor, lengths: Sequence[int], num_context: int) -> Tensor:

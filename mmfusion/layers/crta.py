@@ -189,7 +189,7 @@ class CRTA(nn.Module):
     def forward(self, tokens: Tensor, context: Tensor, present: Tensor) -> CRTAOutput:
         """Synthesise every modality and complete the absent ones."""
         z = self.absent(tokens, present)  # z_0
-        c = context.expand(len(tokens), -1, -1)
+        c = context.expand(tokens.shape[0], -1, -1)
         readable = present
         stages = []
         for block in self.blocks:

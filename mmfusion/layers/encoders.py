@@ -99,6 +99,9 @@ class ModalityEncoders(nn.Module):
             accepts_nan=[n for n, e in self.encoders.items() if getattr(e, "accepts_nan", False)],
             check_values=self.check_values,
         )
+        for name in lacking:
+            if tensors[name] is not None:
+                tensors[name] = tensors[name].to(self._type_of(name))
         for name, encoder in self.encoders.items():
             if tensors[name] is not None:
                 tensors[name] = encoder(tensors[name])
@@ -109,6 +112,12 @@ class ModalityEncoders(nn.Module):
                     "in_shape on the encoder, or collate with shapes=."
                 )
         return self.tokens(tensors, present), present
+
+    def _type_of(self, name: str) -> torch.dtype:
+        """The type of the parameters that read a modality."""
+        reader = self.encoders[name] if name in self.encoders else self.tokens
+        parameter = next(reader.parameters(), None)
+        return torch.get_default_dtype() if parameter is None else parameter.dtype
 
     def _in_shape(self, name: str) -> tuple[int, ...] | None:
         """What to fill a wholly absent modality with; None where that is unknown."""

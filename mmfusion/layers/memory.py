@@ -1,4 +1,4 @@
-"""Memories that lend what was observed elsewhere to a modality that is absent here."""
+"""The memory that lends what was observed elsewhere to a modality that is absent here."""
 
 from typing import Any, NamedTuple
 
@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from mmfusion.functional import retrieve
+from mmfusion.layers.gate import ReadoutGate
 from mmfusion.layers.reset import reset_children
+from mmfusion.presence import may_look
 from mmfusion.ranks import gather_rows
 
-__all__ = ["MemoryBank", "MemoryReadout", "PrototypeMemory", "ReadoutGate"]
+__all__ = ["MemoryBank", "MemoryReadout", "check_query"]
 
 
 class MemoryReadout(NamedTuple):
@@ -31,8 +33,9 @@ class MemoryBank(nn.Module):
 
     One ring of ``num_slots`` vectors per modality, filled only by ``write``, and only in training:
     in ``eval()`` the bank is frozen. Stored vectors carry no gradient; a read sends it to ``query``
-    (and the gate) alone. No sample reads a slot with its own id. Where a process group exists, a
-    write takes in the rows of all ranks, so that every rank holds the same bank.
+    (and the gate) alone. No sample reads a slot with its own id: pass ``sample_ids`` wherever rows
+    that were written are read again, in evaluation of the training set too. Where a process group
+    exists, a write takes in the rows of all ranks, so that every rank holds the same bank.
 
     Args:
         num_modalities: How many modalities, ``M``.
@@ -42,7 +45,7 @@ class MemoryBank(nn.Module):
         temperature: Softmax temperature over the cosine similarities.
         num_labels: Width of a label row: 1 for a class number or one target, else ``Y``.
         sync: ``"gather"`` exchanges rows over ranks in ``write``; ``"local"`` keeps a bank per
-            rank.
+            rank, and needs DDP's ``broadcast_buffers=False``, which else copies rank 0's.
         check_values: Refuse observed NaN and Inf in ``write``. It waits for a GPU.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``, as in ``functional.retrieve``.
         device: Where the slots live.
@@ -158,12 +161,12 @@ class MemoryBank(nn.Module):
             return
         num_labels = self.labels.shape[-1]
         _check_rows(vectors, present, self.slots, sample_ids, labels, num_labels)
-        if self.check_values and not torch.compiler.is_compiling():
+        if self.check_values and may_look(vectors):
             _check_finite(vectors, present)
         if sample_ids is None:
             sample_ids = torch.full_like(present[:, 0], -1, dtype=torch.int64)
         if labels is None:
-            labels = vectors.new_full((len(vectors), num_labels), torch.nan)
+            labels = vectors.new_full((vectors.shape[0], num_labels), torch.nan)
         labels = labels.reshape(-1, num_labels).to(self.labels.dtype)
         if self.sync == "gather":
             rows, real = gather_rows(vectors, present, sample_ids, labels)
@@ -173,7 +176,7 @@ class MemoryBank(nn.Module):
 
     def _store(self, vectors: Tensor, present: Tensor, sample_ids: Tensor, labels: Tensor) -> None:
         """Static shapes: observed rows first, the others write back what their slot held."""
-        batch_size, num_slots = len(vectors), self.slots.shape[1]
+        batch_size, num_slots = vectors.shape[0], self.slots.shape[1]
         order = present.mT.int().argsort(dim=1, descending=True, stable=True)  # (M, B)
         count = present.sum(0)  # (M,)
         width = min(batch_size, num_slots)
@@ -196,7 +199,7 @@ class MemoryBank(nn.Module):
         self, query: Tensor, present: Tensor | None = None, sample_ids: Tensor | None = None
     ) -> MemoryReadout:
         """Read the nearest held vectors for each absent modality (for all without ``present``)."""
-        _check_width("query", query, self.slots)
+        check_query(query, present, sample_ids, self.slots)
         readout, weights, indices = retrieve(
             query,
             self.slots,
@@ -228,163 +231,43 @@ class MemoryBank(nn.Module):
         return self.gate(query, self.read(query, present, sample_ids), present)
 
 
-class PrototypeMemory(nn.Module):
-    """Learned prototypes per modality, read like a bank: the alternative to compare with.
-
-    Nothing is written; gradients reach the prototypes. Every read mixes all of them.
-
-    Args:
-        num_modalities: How many modalities, ``M``.
-        num_slots: Prototypes per modality, ``S``.
-        dim: Width of a prototype, ``D``.
-        temperature: Softmax temperature over the cosine similarities.
-        backend: ``"auto"``, ``"torch"`` or ``"triton"``, as in ``functional.retrieve``.
-        device: Where the prototypes live.
-        dtype: Type of the prototypes.
-
-    Shape:
-        - ``query``, readout: ``(B, M, D)`` or ``(B, M, L, D)``; ``present``: ``(B, M)``
-
-    Raises:
-        ValueError: If ``num_slots`` is below 1, or ``query`` is not ``D`` wide.
-
-    Example:
-        >>> memory = PrototypeMemory(2, num_slots=4, dim=3)
-        >>> readout = memory.read(torch.ones(1, 2, 3), torch.tensor([[True, False]]))
-        >>> bool((readout[0, 0] == 0).all()), bool((readout[0, 1] != 0).any())
-        (True, True)
-
-    References:
-        Weston et al., "Memory Networks", 2015 (soft reads); per modality: our design.
-    """
-
-    def __init__(
-        self,
-        num_modalities: int,
-        num_slots: int,
-        dim: int,
-        *,
-        temperature: float = 0.1,
-        backend: str = "auto",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if num_slots < 1:
-            raise ValueError(
-                f"num_slots={num_slots}: there is at least one prototype. Use 1 or more."
-            )
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: it divides scores. Use a number above 0.")
-        self.temperature = temperature
-        self.backend = backend
-        self.gate = ReadoutGate(dim, device=device, dtype=dtype)
-        sizes = (num_modalities, num_slots, dim)
-        self.slots = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
-        self._reset_own()
-
-    def _reset_own(self) -> None:
-        nn.init.normal_(self.slots)
-
-    def reset_parameters(self) -> None:
-        """Draw prototypes and gate anew."""
-        reset_children(self)
-        self._reset_own()
-
-    def extra_repr(self) -> str:
-        """Sizes, for ``repr``."""
-        sizes = "num_modalities={}, num_slots={}, dim={}".format(*self.slots.shape)
-        return f"{sizes}, temperature={self.temperature}"
-
-    def lookup(
-        self, query: Tensor, present: Tensor | None = None, sample_ids: Tensor | None = None
-    ) -> MemoryReadout:
-        """Mix all prototypes; the ids are their numbers, in order. ``sample_ids`` play no part."""
-        _check_width("query", query, self.slots)
-        wanted = None if present is None else ~present
-        return MemoryReadout(
-            *retrieve(
-                query,
-                self.slots,
-                k=None,
-                temperature=self.temperature,
-                wanted=wanted,
-                backend=self.backend,
-            )
-        )
-
-    def read(
-        self, query: Tensor, present: Tensor | None = None, sample_ids: Tensor | None = None
-    ) -> Tensor:
-        """The readout alone: like ``query``, zero where the modality is present."""
-        return self.lookup(query, present, sample_ids).readout
-
-    def neighbours(
-        self, query: Tensor, present: Tensor | None = None, sample_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Weights and numbers of the prototypes."""
-        return self.lookup(query, present, sample_ids)[1:]
-
-    def forward(self, query: Tensor, present: Tensor, sample_ids: Tensor | None = None) -> Tensor:
-        """``query`` enriched where absent, untouched where present."""
-        return self.gate(query, self.read(query, present, sample_ids), present)
-
-
-class ReadoutGate(nn.Module):
-    """Add a memory's readout to the query, as much as a learned gate lets through.
-
-    Args:
-        dim: Width of a vector, ``D``.
-        device: Where the parameters live.
-        dtype: Type of the parameters.
-
-    Shape:
-        - ``query``, ``readout``, result: ``(B, M, D)`` or ``(B, M, L, D)``; ``present``: ``(B, M)``
-
-    Example:
-        >>> gate = ReadoutGate(2)
-        >>> query = torch.ones(1, 2, 2)
-        >>> out = gate(query, query, torch.tensor([[True, False]]))
-        >>> out[0, 0].tolist(), bool((out[0, 1] > 1).all())
-        ([1.0, 1.0], True)
-
-    References:
-        Our design. The gate starts nearly closed (0.12), so that early, random memories do little.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.openness = nn.Linear(2 * dim, dim, device=device, dtype=dtype)
-        self._reset_own()
-
-    def _reset_own(self) -> None:
-        nn.init.constant_(self.openness.bias, -2.0)
-
-    def reset_parameters(self) -> None:
-        """Draw the weights anew, nearly closed."""
-        reset_children(self)
-        self._reset_own()
-
-    def forward(self, query: Tensor, readout: Tensor, present: Tensor) -> Tensor:
-        """``query`` plus the gated readout where absent, ``query`` itself where present."""
-        absent = ~present.reshape(*present.shape, *[1] * (query.ndim - 2))
-        clean = torch.where(absent, query, 0)
-        opening = self.openness(torch.cat([clean, readout.to(clean.dtype)], dim=-1)).sigmoid()
-        return torch.where(absent, clean + opening * readout, query)
-
-
 def _check_width(name: str, tensor: Tensor, slots: Tensor) -> None:
     sizes = (slots.shape[0], slots.shape[2])
     if tensor.ndim < 3 or (tensor.shape[1], tensor.shape[-1]) != sizes:
         raise ValueError(
             f"{name} is {tuple(tensor.shape)}: this memory holds M={sizes[0]} modalities of width "
             f"D={sizes[1]}, so it is (B, M, D) or (B, M, L, D). Reshape it, or rebuild the memory."
+        )
+
+
+def check_query(
+    query: Tensor, present: Tensor | None, sample_ids: Tensor | None, slots: Tensor
+) -> None:
+    """Refuse a query, presence or ids that do not fit a memory.
+
+    Raises:
+        ValueError: If one of them has another shape or type.
+
+    Example:
+        >>> check_query(torch.ones(1, 2, 3), None, None, torch.ones(2, 4, 3))
+    """
+    _check_width("query", query, slots)
+    if present is not None and (present.dtype != torch.bool or present.shape != query.shape[:2]):
+        raise ValueError(
+            f"present is {tuple(present.shape)} {present.dtype}: it is bool (B, M) = "
+            f"{tuple(query.shape[:2])}, and what is present is not looked up. Convert it with "
+            "present.bool(), or pass None to look up everything."
+        )
+    _check_ids(sample_ids, query.shape[0])
+
+
+def _check_ids(sample_ids: Tensor | None, batch_size: int) -> None:
+    if sample_ids is not None and (
+        sample_ids.dtype != torch.int64 or sample_ids.shape != (batch_size,)
+    ):
+        raise ValueError(
+            f"sample_ids is {tuple(sample_ids.shape)} {sample_ids.dtype}: it is int64 (B,) = "
+            f"({batch_size},). Number the samples of the data set."
         )
 
 
@@ -403,14 +286,9 @@ def _check_rows(
             f"{present.dtype}: one vector (B, M, D) and one bool (B, M) per modality. Pool tokens "
             "first."
         )
-    if sample_ids is not None and (
-        sample_ids.dtype != torch.int64 or sample_ids.shape != vectors.shape[:1]
-    ):
-        raise ValueError(
-            f"sample_ids is {tuple(sample_ids.shape)} {sample_ids.dtype}: it is int64 (B,) = "
-            f"({len(vectors)},). Number the samples of the data set."
-        )
-    if labels is not None and labels.numel() != len(vectors) * num_labels:
+    _check_ids(sample_ids, vectors.shape[0])
+    shapes = [(len(vectors), num_labels)] + [(len(vectors),)] * (num_labels == 1)
+    if labels is not None and labels.shape not in shapes:
         raise ValueError(
             f"labels is {tuple(labels.shape)} for {len(vectors)} rows: this bank keeps num_labels="
             f"{num_labels} per row. Build it with num_labels=Y for labels (B, Y)."

@@ -61,6 +61,6 @@ class PresencePool(nn.Module):
         """One vector per sample."""
         clean = torch.where(present[:, :, None, None], tokens, 0)
         keys = self.norm(clean).flatten(1, 2).unsqueeze(2)  # (B, N, 1, D)
-        query = self.query.to(keys.dtype).expand(len(keys), 1, 1, -1)
+        query = self.query.to(keys.dtype).expand(keys.shape[0], 1, 1, -1)
         lengths = (tokens.shape[2],) * tokens.shape[1]
         return presence_attention(query, keys, keys, present, lengths=lengths)[:, 0, 0]

@@ -11,6 +11,9 @@ def reset_children(module: nn.Module) -> None:
     The order is that of construction, so that with one seed a module made usable on the meta device
     (``to_empty`` then ``reset_parameters``) holds the values of one built normally.
 
+    Raises:
+        ValueError: If a module holds parameters of its own and has no ``reset_parameters``.
+
     Example:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(1, 1, device="meta")).to_empty(device="cpu")
@@ -18,9 +21,17 @@ def reset_children(module: nn.Module) -> None:
         >>> bool(model[0].weight.isfinite().all())
         True
     """
-    for child in module.children():
+    for name, child in module.named_children():
         reset = getattr(child, "reset_parameters", None)
-        if reset is None:
-            reset_children(child)
-        else:
+        if reset is not None:
             reset()
+            continue
+        reset_children(child)
+        own = getattr(child, "_reset_parameters", None)  # as torch's attention spells it
+        if own is not None:
+            own()
+        elif any(True for _ in child.parameters(recurse=False)):
+            raise ValueError(
+                f"{name} is a {type(child).__name__} with parameters and without reset_parameters: "
+                "who draws them is unknown. Give it that method, or initialise it by hand."
+            )

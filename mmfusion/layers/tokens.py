@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmfusion.functional import presence_attention
 from mmfusion.layers.reset import reset_children
 from mmfusion.presence import normalise
+from mmfusion.reference import autocasts
 
 __all__ = ["AbsentTokens", "ContextTokens", "ModalityTokens"]
 
@@ -18,7 +19,8 @@ class ModalityTokens(nn.Module):
     """Turn features of any kind and width into ``L`` tokens of width ``D`` per modality.
 
     A vector, a token sequence with its own padding, or a 2-D/3-D feature map. Absent rows are
-    replaced by zeros before any arithmetic and come out as zeros, with exactly zero gradient.
+    replaced by zeros before any arithmetic and come out as zeros, with exactly zero gradient. So is
+    padding; only ``check_values`` refuses NaN there too, since it looks at whole rows.
 
     Args:
         features: Width of each modality's features, ``F``, in the order of ``present``'s columns.
@@ -35,7 +37,8 @@ class ModalityTokens(nn.Module):
         - result: ``(B, M, L, D)``
 
     Raises:
-        ValueError: If a modality is unknown or has another width, or on what ``normalise`` refuses.
+        ValueError: If a size is below 1, a modality is unknown or has another width, or on what
+            ``normalise`` refuses.
 
     Example:
         >>> tokens = ModalityTokens({"photo": 8, "table": 3}, dim=4, num_tokens=2)
@@ -59,9 +62,16 @@ class ModalityTokens(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if num_tokens < 1:
+            raise ValueError(f"num_tokens={num_tokens}: there is at least one. Use 1 or more.")
         self.check_values = check_values
         self.modalities: Any = nn.ModuleDict()
         for name, width in features.items():
+            if width < 1:
+                raise ValueError(
+                    f"features[{name!r}] is {width}: a modality is at least 1 wide. Pass the width "
+                    "of its features."
+                )
             if not name or "." in name or hasattr(self.modalities, name):
                 raise ValueError(
                     f"modality name {name!r}: it becomes part of a state_dict key and an attribute "
@@ -88,10 +98,10 @@ class ModalityTokens(nn.Module):
         for column, (name, tokeniser) in enumerate(self.modalities.items()):
             observed = present[:, column]
             if tensors[name] is None:
-                blank = tokeniser.embedding.new_zeros(len(observed), self.num_tokens, self.dim)
+                blank = tokeniser.embedding.new_zeros(observed.shape[0], self.num_tokens, self.dim)
                 tokens.append(blank)
                 continue
-            sequence, valid = _as_sequence(name, tensors[name], tokeniser.project.in_features)
+            sequence, valid = _as_sequence(name, tensors[name], tokeniser.project.weight)
             made = tokeniser(sequence, valid)
             tokens.append(torch.where(observed[:, None, None], made, 0))
         return torch.stack(tokens, dim=1)  # (B, M, L, D)
@@ -240,7 +250,7 @@ class _Tokeniser(nn.Module):
 
     def forward(self, sequence: Tensor, valid: Tensor) -> Tensor:
         hidden = F.gelu(self.norm(self.project(sequence))).unsqueeze(2)  # (B, T, 1, D)
-        queries = self.queries.to(hidden.dtype).expand(len(hidden), -1, -1).unsqueeze(2)
+        queries = self.queries.to(hidden.dtype).expand(hidden.shape[0], -1, -1).unsqueeze(2)
         # A vector is a sequence of one token: all L queries read it, and the mixing tells them
         # apart.
         steps = (1,) * sequence.shape[1]
@@ -249,11 +259,17 @@ class _Tokeniser(nn.Module):
         return self.norm_out(mixed) + self.embedding
 
 
-def _as_sequence(name: str, value: Any, width: int) -> tuple[Tensor, Tensor]:
+def _as_sequence(name: str, value: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
     """A vector, sequence or map -> (B, T, F), and which steps are real."""
-    valid = None
+    valid, width = None, weight.shape[1]
     if isinstance(value, tuple):
         value, valid = value
+    mixed = autocasts(value.device) and value.is_floating_point()
+    if value.dtype != weight.dtype and not mixed:
+        raise ValueError(
+            f"features of {name!r} are {value.dtype}: they are multiplied with {weight.dtype} "
+            "weights. Convert the input, with .float() for example, or build the model with dtype=."
+        )
     kinds = {2: -1, 3: -1, 4: 1, 5: 1}  # number of axes -> where the width is
     if value.ndim not in kinds or value.shape[kinds[value.ndim]] != width:
         raise ValueError(

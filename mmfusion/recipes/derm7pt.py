@@ -58,8 +58,8 @@ class Derm7pt(Dataset[dict[str, Any]]):
         split: ``"train"``, ``"valid"`` or ``"test"``, as the release divides the cases.
         target: ``"diagnosis5"`` (BCC, NEV, MEL, MISC, SK), ``"diagnosis2"`` (NEV, MEL; all other
             cases are left out) or ``"criteria"`` (seven tasks, in the order of ``tasks``).
-        columns: ``"safe"``: elevation, location and sex. ``"paper"`` adds difficulty and
-            management, which were decided with the diagnosis in mind and leak it.
+        columns: ``"safe"``: elevation, location and sex. ``"paper"`` adds two that leak the label:
+            difficulty, judged after looking, and management, which follows the diagnosis.
         image_size: Side of the square photos, or ``(height, width)``; ``(224, 336)`` cuts nothing
             off a photo of 768 x 512.
         transform: Called once per item with the dict of the photos present, so that what it draws
@@ -67,6 +67,8 @@ class Derm7pt(Dataset[dict[str, Any]]):
         on_broken: ``"raise"``, or ``"missing"``: an unreadable photo is absent and in ``broken``.
 
     Attributes:
+        names: The modalities: ``clinic``, ``derm``, ``meta``.
+        labels: Of every case, as one tensor; ``sample_ids`` likewise.
         present: ``(num_cases, 3)`` bool, columns as ``names``.
         broken: The photos that could not be read.
         tasks: Label column -> its classes.

@@ -123,7 +123,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def read_splits(folder: Path, num_rows: int) -> dict[str, list[int]]:
-    """Read the three index files: 0-based rows of meta.csv, every row in exactly one of them.
+    r"""Read the three index files: 0-based rows of meta.csv, every row in exactly one of them.
 
     Args:
         folder: ``meta``.
@@ -131,6 +131,15 @@ def read_splits(folder: Path, num_rows: int) -> dict[str, list[int]]:
 
     Raises:
         ValueError: If an index is no number, out of range, repeated, or a row is in no file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for split, row in zip(SPLITS, (2, 0, 1), strict=True):
+        ...         path = Path(folder) / f"{split}_indexes.csv"
+        ...         _ = path.write_text(f"indexes\n{row}\n", encoding="utf-8")
+        ...     read_splits(Path(folder), num_rows=3)
+        {'train': [2], 'valid': [0], 'test': [1]}
     """
     cure = f"Take the index files and meta.csv ({num_rows} rows) from one release."
     owners: dict[int, str] = {}

@@ -32,6 +32,13 @@ def draw_photos(
             not.
         size: Height and width.
         rng: Outline, skin and noise come from it.
+
+    Example:
+        >>> from mmfusion.recipes.derm7pt_format import CRITERIA
+        >>> bare = dict.fromkeys(CRITERIA, "absent")
+        >>> photos = draw_photos(np.zeros(6), bare, (32, 48), np.random.default_rng(0))
+        >>> {name: photo.size for name, photo in photos.items()}
+        {'clinic': (48, 32), 'derm': (48, 32)}
     """
     phases = rng.uniform(0, 2 * np.pi, size=6)
     skin = np.array([222.0, 178.0, 152.0]) + rng.normal(0, 14) + rng.normal(0, 4, size=3)

@@ -10,7 +10,7 @@ def interpreter(monkeypatch, poisoned_empty):
     if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("with a GPU the same checks run on it")
     tl = pytest.importorskip("triton.language")
-    from fast_topk import fast_topk
+    from kernels.fast_topk import fast_topk
 
     from mmfusion import functional
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from parity import attention_inputs, check_attention
+from kernels.parity import attention_inputs, check_attention
 
 from mmfusion import functional
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from parity import check_contrastive
+from kernels.parity import check_contrastive
 
 from mmfusion import functional, losses
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parity import attention_inputs, check_attention, check_contrastive, check_retrieve
+from kernels.parity import attention_inputs, check_attention, check_contrastive, check_retrieve
 
 from mmfusion import functional
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from parity import check_retrieve
+from kernels.parity import check_retrieve
 
 from mmfusion import functional
 
@@ -237,3 +237,15 @@ def test_tokens_per_modality_and_strided_banks():
     theirs = functional.retrieve(query, keys, k=3, temperature=1.0, backend="torch")
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_what_is_not_wanted_may_hold_anything():
+    wanted = torch.tensor([True, False, True])
+    query, keys = torch.randn(3, 8), torch.randn(30, 8, requires_grad=True)
+    query[1] = torch.nan
+    query.requires_grad_()
+    readout = kernel(query, keys, k=3, temperature=1.0, wanted=wanted)[0]
+    dq, dk = torch.autograd.grad(readout.square().sum(), (query, keys))
+    assert bool((dq[1] == 0).all())
+    for x in (readout, dq, dk):
+        assert bool(x.isfinite().all())

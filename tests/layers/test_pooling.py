@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from mmfusion.layers import PresencePool
+
+TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}
+
+
+def test_untrained_it_is_the_mean_of_normalised_present_tokens():
+    pool = PresencePool(6)
+    tokens, present = (
+        torch.randn(3, 2, 4, 6),
+        torch.tensor([[True, True], [True, False], [False, True]]),
+    )
+    out = pool(tokens, present)
+    for b in range(3):
+        mean = torch.cat([pool.norm(tokens[b, m]) for m in range(2) if present[b, m]]).mean(0)
+        torch.testing.assert_close(out[b], mean, **TOLERANCE)
+
+
+def test_a_trained_query_prefers_some_tokens():
+    pool = PresencePool(2)
+    tokens = torch.tensor([[[[1.0, -1.0], [-1.0, 1.0]]]])
+    pool.query.data = torch.tensor([100.0, -100.0])
+    present = torch.tensor([[True]])
+    torch.testing.assert_close(pool(tokens, present), pool.norm(tokens[:, 0, 0]), **TOLERANCE)
+    pool.reset_parameters()
+    assert not pool.query.any()
+
+
+def test_nothing_present_gives_zeros_and_finite_gradients():
+    pool = PresencePool(3)
+    tokens = torch.full((2, 2, 1, 3), float("nan"), requires_grad=True)
+    out = pool(tokens, torch.zeros(2, 2).bool())
+    out.sum().backward()
+    assert (out == 0).all()
+    assert (tokens.grad == 0).all()
+    assert all(p.grad.isfinite().all() for p in pool.parameters())
+
+
+@pytest.mark.parametrize("content", [float("nan"), float("inf"), 1e30])
+def test_absent_content_changes_no_bit(content):
+    pool = PresencePool(3)
+    torch.nn.init.normal_(pool.query)
+    tokens, present = torch.randn(2, 2, 2, 3), torch.tensor([[True, False], [False, True]])
+    dirty = tokens.clone()
+    dirty[~present] = content
+    assert torch.equal(pool(tokens, present), pool(dirty, present))
+    cut = pool(tokens[:1, :1], torch.tensor([[True]]))
+    torch.testing.assert_close(pool(dirty, present)[:1], cut, **TOLERANCE)
+
+
+def test_the_query_learns():
+    pool = PresencePool(3)
+    pool(torch.randn(4, 2, 2, 3), torch.ones(4, 2).bool()).square().sum().backward()
+    assert pool.query.grad.any()
