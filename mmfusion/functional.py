@@ -1,7 +1,8 @@
 """Public stateless ops: argument checks, autocast, and the choice of a backend.
 
-``backend="torch"`` runs the definition in ``reference.py``. ``"triton"`` runs the fused kernel or
-says why it cannot. ``"auto"`` takes the kernel whenever ``why_not_triton`` has nothing against it.
+``backend="torch"`` runs the definition in ``reference.py``. ``"triton"`` runs the fused kernel,
+registered in ``ops.py``, or says why it cannot. ``"auto"`` takes the kernel whenever
+``why_not_triton`` has nothing against it.
 """
 
 from collections.abc import Sequence
@@ -10,14 +11,18 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from mmfusion import reference
+from mmfusion import ops, reference
 from mmfusion.reference import autocasts, full_precision
 
-__all__ = ["presence_attention", "retrieve", "why_not_triton"]
+__all__ = ["class_contrastive", "presence_attention", "retrieve", "why_not_triton"]
 
-_OPS = ("retrieve", "presence_attention")
+_OPS = ("retrieve", "presence_attention", "class_contrastive")
+_DEVICES = ("cuda",)  # tests add the cpu, where Triton interprets
 _HAS_TRITON = find_spec("triton") is not None
-_HAS_KERNELS = find_spec("mmfusion.kernels") is not None
+_MOST_NEIGHBOURS = 64
+_MOST_MODALITIES = 62  # one bit each in an int64, and one for the context
+_MOST_TOKENS = 512
+_WIDEST_HEAD = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}
 
 
 def retrieve(
@@ -112,9 +117,13 @@ def retrieve(
         "similarity": similarity,
         "key_scale": None if key_scale is None else key_scale.reshape(groups, -1),
     }
-    _choose("retrieve", backend, query, keys)
+    fused = _choose("retrieve", backend, query, *(x for x in (keys, values) if x is not None), k=k)
     with full_precision(query.device):
-        results = reference.retrieve(_fold(query, 1, grouped), *bank, **arguments)  # type: ignore[arg-type]
+        folded = _fold(query, 1, grouped)
+        if fused:
+            results = _retrieve_fused(folded, *bank, **arguments)  # type: ignore[arg-type]
+        else:
+            results = reference.retrieve(folded, *bank, **arguments)  # type: ignore[arg-type]
     readout, weights, indices = (_unfold(x, leading, grouped) for x in results)
     return readout, weights, indices
 
@@ -174,7 +183,10 @@ def presence_attention(
     _check_attention(q, k, v, present, lengths, num_context, allow, dropout, seed)
     if autocasts(q.device):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    _choose("presence_attention", backend, q, k, v)
+    if _choose("presence_attention", backend, q, k, v, num_modalities=len(lengths)):
+        lengths = [int(length) for length in lengths]
+        arguments = (present, allow, seed if dropout else None, lengths, num_context, dropout)
+        return ops.PresenceAttention.apply(*_distinct(q, k, v), *arguments)[0]
     return reference.presence_attention(
         q,
         k,
@@ -188,12 +200,88 @@ def presence_attention(
     )
 
 
-def why_not_triton(op: str, *tensors: Tensor) -> str | None:
+def class_contrastive(
+    anchors: Tensor,
+    columns: Tensor,
+    labels: Tensor,
+    column_labels: Tensor,
+    used: Tensor,
+    real: Tensor,
+    *,
+    start: int = 0,
+    temperature: float = 0.1,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Supervised contrastive loss of each anchor against columns of which it is one.
+
+    ``losses.class_contrastive_loss`` is this over all modalities and ranks. An anchor's positives
+    are the other real columns with its label; the loss is minus their mean log softmax over all
+    other real columns, in fp32. Gradients flow to ``anchors`` and ``columns``.
+
+    Args:
+        anchors: Vectors of unit length.
+        columns: What they are contrasted with: the anchors, perhaps with those of other ranks.
+        labels: Class numbers of the anchors.
+        column_labels: Class numbers of the columns.
+        used: Anchors that count; the others lose 0 and have no positives.
+        real: Columns that exist.
+        start: The column that is anchor 0.
+        temperature: Divides the products.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; the fused kernel keeps no ``(A, C)``
+            matrix.
+
+    Returns:
+        ``loss`` and ``number`` of positives, fp32; an anchor without positives has loss 0.
+
+    Shape:
+        - ``anchors``: ``(A, D)``; ``columns``: ``(C, D)``
+        - ``labels``, ``used``, results: ``(A,)``; ``column_labels``, ``real``: ``(C,)``
+
+    Raises:
+        ValueError: If shapes contradict each other, or ``backend="triton"`` cannot serve.
+
+    Example:
+        >>> vectors, labels = torch.eye(3), torch.tensor([0, 0, 1])
+        >>> yes = torch.ones(3, dtype=torch.bool)
+        >>> loss, number = class_contrastive(vectors, vectors, labels, labels, yes, yes)
+        >>> number.tolist(), round(loss[0].exp().item(), 3)
+        ([1.0, 1.0, 0.0], 2.0)
+
+    References:
+        Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2.
+    """
+    _check_contrastive(anchors, columns, labels, column_labels, used, real, temperature)
+    with full_precision(anchors.device):
+        if not _choose("class_contrastive", backend, anchors, columns):
+            return reference.class_contrastive(
+                anchors,
+                columns,
+                labels,
+                column_labels,
+                used,
+                real,
+                start=start,
+                temperature=temperature,
+            )
+        if labels.is_floating_point():  # equal numbers, equal bits, once -0 is gone
+            labels, column_labels = (
+                (x.double() + 0.0).view(torch.int64) for x in (labels, column_labels)
+            )
+        tensors = _distinct(anchors, columns, labels, column_labels, used, real)
+        loss, _, number = ops.ClassContrastive.apply(*tensors, start, temperature)
+    return loss, number
+
+
+def why_not_triton(
+    op: str, *tensors: Tensor, k: int | None = 1, num_modalities: int = 1
+) -> str | None:
     """The reason why ``backend="auto"`` takes plain PyTorch for these tensors; None if it does not.
 
     Args:
-        op: ``"retrieve"`` or ``"presence_attention"``.
+        op: ``"retrieve"``, ``"presence_attention"`` or ``"class_contrastive"``.
         *tensors: The floating tensors of the call.
+        k: Neighbours of a lookup.
+        num_modalities: Modalities of an attention.
 
     Raises:
         ValueError: If there is no such op.
@@ -204,31 +292,135 @@ def why_not_triton(op: str, *tensors: Tensor) -> str | None:
     """
     if op not in _OPS:
         raise ValueError(f"op={op!r}: the fused ops are {_OPS}. Name one of them.")
-    if not _HAS_KERNELS:
-        return "this version of mmfusion ships no Triton kernels"
     if not _HAS_TRITON:
         return "triton is not installed"
     for tensor in tensors:
-        if tensor.device.type != "cuda":
+        if tensor.device.type not in _DEVICES:
             return f"the tensors are on {tensor.device.type}"
-        if tensor.dtype == torch.float64:
-            return "float64"
+        if tensor.dtype not in _WIDEST_HEAD:
+            return str(tensor.dtype).removeprefix("torch.")
+    if len({tensor.dtype for tensor in tensors}) > 1 and op == "presence_attention":
+        return "q, k and v differ in type"
+    if op == "retrieve" and k is None:
+        return "k=None mixes all slots, which matrix products do best"
+    if op == "retrieve" and k is not None and k > _MOST_NEIGHBOURS:
+        return f"k={k} > {_MOST_NEIGHBOURS}"
+    if op == "presence_attention":
+        reason = _too_large(tensors, num_modalities)
+        if reason is not None:
+            return reason
+    # tracing must not ask the device; there the launcher does
+    if torch.compiler.is_compiling() or not torch.cuda.is_available():
+        return None
+    for tensor in tensors:
+        if tensor.device.type == "cuda":
+            capability = torch.cuda.get_device_capability(tensor.device)
+            if capability < (8, 0):
+                return f"compute capability {capability[0]}.{capability[1]} < 8.0"
     return None
 
 
-def _choose(op: str, backend: str, *tensors: Tensor) -> None:
-    """Check ``backend``; the torch one serves until kernels are shipped."""
+def _too_large(tensors: Sequence[Tensor], num_modalities: int) -> str | None:
+    if num_modalities > _MOST_MODALITIES:
+        return f"{num_modalities} modalities > {_MOST_MODALITIES}"
+    for tensor in tensors:
+        if tensor.ndim != 4:
+            continue
+        widest = _WIDEST_HEAD[tensor.dtype]
+        if tensor.shape[3] > widest:
+            name = str(tensor.dtype).removeprefix("torch.")
+            return f"head width {tensor.shape[3]} > {widest} for {name}"
+        if tensor.shape[1] > _MOST_TOKENS:
+            return f"{tensor.shape[1]} tokens > {_MOST_TOKENS}"
+    return None
+
+
+def _choose(op: str, backend: str, *tensors: Tensor, **sizes: int | None) -> bool:
+    """Whether the fused kernel serves this call."""
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(
             f"backend={backend!r}: it is one of 'auto', 'torch', 'triton'. Use 'auto' unless you "
             "compare backends."
         )
-    reason = why_not_triton(op, *tensors) if backend == "triton" else None
-    if reason is not None:
+    if backend == "torch":
+        return False
+    reason = why_not_triton(op, *tensors, **sizes)  # type: ignore[arg-type]
+    if reason is not None and backend == "triton":
         raise ValueError(
             f"backend='triton' for {op}, but {reason}: the fused kernel serves CUDA tensors it was "
             "built for. Use backend='auto', which falls back to PyTorch."
         )
+    return reason is None
+
+
+def _distinct(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The same tensors as different objects: Dynamo does not trace a Function that gets one twice.
+
+    A view costs nothing, and autograd adds up what comes back through it.
+    """
+    different: list[Tensor | None] = []
+    for tensor in tensors:
+        seen = tensor is not None and any(tensor is other for other in different)
+        different.append(tensor.view_as(tensor) if seen and tensor is not None else tensor)
+    return different
+
+
+def _retrieve_fused(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    *,
+    k: int,
+    temperature: float,
+    held: Tensor | None,
+    exclude: Tensor | tuple[Tensor, Tensor] | None,
+    wanted: Tensor | None,
+    similarity: str,
+    key_scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The fused op on folded arguments; it keeps what it read only where gradients are on."""
+    asker, owner = exclude if isinstance(exclude, tuple) else (exclude, None)
+    if keys.requires_grad:
+        key_scale = None  # afresh, since an optimiser moves the keys
+    readout, weights, indices, _, _ = ops.Retrieve.apply(
+        *_distinct(query, keys, values),
+        held,
+        asker,
+        owner,
+        wanted,
+        key_scale,
+        k,
+        temperature,
+        similarity == "cosine",
+        torch.is_grad_enabled(),
+    )
+    return readout, weights, indices
+
+
+def _check_contrastive(
+    anchors: Tensor,
+    columns: Tensor,
+    labels: Tensor,
+    column_labels: Tensor,
+    used: Tensor,
+    real: Tensor,
+    temperature: float,
+) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: it divides scores. Use a number above 0.")
+    if anchors.ndim != 2 or columns.ndim != 2 or anchors.shape[1] != columns.shape[1]:
+        raise ValueError(
+            f"anchors is {tuple(anchors.shape)} and columns {tuple(columns.shape)}: they are "
+            "(A, D) and (C, D), of one width. Flatten the modality axis into the first."
+        )
+    tables = {"labels": labels, "used": used, "column_labels": column_labels, "real": real}
+    for name, table in tables.items():
+        rows = anchors if name in ("labels", "used") else columns
+        if table.shape != rows.shape[:1]:
+            raise ValueError(
+                f"{name} is {tuple(table.shape)} for {len(rows)} vectors: one entry each. Reshape "
+                "it."
+            )
 
 
 def _check_retrieve(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmfusion.functional import class_contrastive
 from mmfusion.ranks import first_row, gather_rows, joint_mean
 from mmfusion.reference import full_precision, unit
 
@@ -99,6 +100,7 @@ def class_contrastive_loss(
     temperature: float = 0.1,
     *,
     gather: bool = True,
+    backend: str = "auto",
 ) -> Tensor:
     """Draw together what shares a label, across samples *and* modalities; push the rest apart.
 
@@ -114,6 +116,8 @@ def class_contrastive_loss(
         present: Modalities that take part; None is all. Others may hold anything.
         temperature: Divides the cosine similarities.
         gather: Contrast with the vectors of all ranks, and mean over all their anchors.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``. The fused kernel serves class numbers and
+            keeps no matrix of pairs; several labels per sample always take PyTorch.
 
     Shape:
         - ``embeddings``: ``(B, M, D)``; ``labels``: ``(B,)`` or ``(B, Y)``; ``present``: ``(B, M)``
@@ -155,6 +159,19 @@ def class_contrastive_loss(
     if gather:
         table = used.reshape(batch_size, modalities)
         columns, real, column_labels, start = _gather(vectors, table, labels)
+    if labels.ndim == 1:  # vectors of one sample share its class
+        loss, number = class_contrastive(
+            anchors,
+            columns,
+            labels.repeat_interleave(modalities),
+            column_labels.repeat_interleave(modalities),
+            used,
+            real,
+            start=start,
+            temperature=temperature,
+            backend=backend,
+        )
+        return joint_mean(loss, number > 0, gather)
     with full_precision(anchors.device):
         scores = anchors @ columns.mT / temperature  # (B*M, R*M)
     row = torch.arange(len(anchors), device=scores.device) + start
@@ -230,9 +247,7 @@ def _labelled(labels: Tensor) -> Tensor:
 
 
 def _overlap(labels: Tensor, others: Tensor) -> Tensor:
-    """(B, R) weight of a pair: same class, or Jaccard overlap of known label cells; 0 for none."""
-    if labels.ndim == 1:
-        return (labels.unsqueeze(1) == others).float()
+    """(B, R) weight of a pair: Jaccard overlap of known label cells; 0 for none."""
     known, known_too = _known(labels).float(), _known(others).float()
     has, has_too = (labels == 1).float(), (others == 1).float()
     both = has @ has_too.mT

@@ -17,6 +17,7 @@ from mmfusion.presence import visibility
 __all__ = [
     "attention",
     "autocasts",
+    "class_contrastive",
     "full_precision",
     "masked_softmax",
     "presence_attention",
@@ -297,6 +298,43 @@ def attention(
         # torch gives such rows exact zeros by itself, an exported ONNX graph does not
         out = torch.where(attend.any(-1, keepdim=True), out, 0)
     return out.transpose(1, 2)
+
+
+def class_contrastive(
+    anchors: Tensor,
+    columns: Tensor,
+    labels: Tensor,
+    column_labels: Tensor,
+    used: Tensor,
+    real: Tensor,
+    *,
+    start: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Supervised contrastive loss of each anchor; see ``functional``.
+
+    Shape:
+        - ``anchors``: ``(A, D)``; ``columns``: ``(C, D)``; the rest ``(A,)`` or ``(C,)``
+
+    Example:
+        >>> vectors, yes = torch.eye(2), torch.tensor([True, True])
+        >>> same = torch.tensor([3, 3])
+        >>> loss, positives = class_contrastive(
+        ...     vectors, vectors, same, same, yes, yes, start=0, temperature=1.0)
+        >>> loss.tolist(), positives.tolist()
+        ([0.0, 0.0], [1.0, 1.0])
+    """
+    precision = _precision(anchors)
+    scores = anchors.to(precision) @ columns.to(precision).mT / temperature  # (A, C)
+    row = torch.arange(len(anchors), device=scores.device) + start
+    column = torch.arange(len(columns), device=scores.device)
+    countable = real & (row.unsqueeze(1) != column)
+    positive = countable & used.unsqueeze(1) & (labels.unsqueeze(1) == column_labels)
+    # log softmax over all other vectors; a row with no other stays finite and has no positive
+    scores = scores.masked_fill(~countable, torch.finfo(scores.dtype).min)
+    loss = torch.where(positive, -scores.log_softmax(-1), 0).sum(-1)
+    number = positive.sum(-1)
+    return loss / number.clamp(min=1), number.float()
 
 
 def autocasts(device: torch.device) -> bool:

@@ -21,6 +21,12 @@ def ids(*shape: int) -> torch.Tensor:
     return Z(*shape, dtype=torch.int64)
 
 
+def contrast(*, width=2, rows=4, **options):
+    columns = (ids(4), yes(4), yes(4))
+    labels = (ids(rows), *columns)
+    return functional.class_contrastive(Z(4, 2), Z(4, width), *labels, **options)
+
+
 look = partial(functional.retrieve, k=1, temperature=1.0)
 bank = layers.MemoryBank(2, 4, 3, 2)
 attention = layers.PresenceAttention(4, 2)
@@ -265,6 +271,11 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         (lambda: attend(dropout=0.5), "seed=None", "integer tensor", "randint"),
         (lambda: attend(dropout=0.5, seed=Z(())), "seed=0.0", "integer tensor", "randint"),
         (lambda: attend(backend="fast"), "'fast'", "one of 'auto'", "Use 'auto'"),
+    ],
+    "functional.class_contrastive": [
+        (lambda: contrast(temperature=0), "temperature=0", "divides", "above 0"),
+        (lambda: contrast(width=3), r"columns \(4, 3\)", "of one width", "Flatten"),
+        (lambda: contrast(rows=1), r"labels is \(1,\)", "one entry each", "Reshape"),
     ],
     "functional.why_not_triton": [
         (lambda: functional.why_not_triton("sum"), "op='sum'", "fused ops are", "Name one"),

@@ -59,7 +59,10 @@ def test_every_public_layer_and_op_has_a_row():
         thing for thing in public if isinstance(thing, type) and issubclass(thing, nn.Module)
     }
     ops = {functional.retrieve, functional.presence_attention}
-    assert set(functional.__all__) == {op.__name__ for op in ops} | {"why_not_triton"}
+    assert set(functional.__all__) == {op.__name__ for op in ops} | {
+        "why_not_triton",
+        "class_contrastive",  # its rows are those of losses.class_contrastive_loss
+    }
     assert {case.covers for case in CASES} == modules | {mmfusion.CMML} | ops
     assert len(BY_NAME) == len(CASES)
 
@@ -442,7 +445,13 @@ def test_memory_lends_nothing_to_what_is_present():
 
 WRONG_CALLS = [(place, *call) for place, calls in contract_errors.WRONG.items() for call in calls]
 # Raised over several ranks alone: test_contract_ranks.py
-ELSEWHERE = {("encoders.py", "its encoder's input shape")}
+ELSEWHERE = {
+    ("encoders.py", "its encoder's input shape"),
+    ("ops.py", "mapped by vmap"),  # tests/kernels
+    ("tiles.py", "tile table"),  # tests/kernels
+    ("presence_attention.py", "2^31"),  # needs more memory than a test has
+    ("retrieve.py", "31 bits"),  # likewise
+}
 
 
 @pytest.mark.parametrize(("place", "call", "value", "rule", "cure"), WRONG_CALLS)

@@ -318,12 +318,10 @@ def test_triton_says_why_it_cannot(op, monkeypatch):
             )
         return presence_attention(**ATTENTION, backend=backend)
 
-    for kernels, triton, reason in (
-        (False, True, "ships no Triton kernels"),
-        (True, False, "triton is not installed"),
-        (True, True, "the tensors are on cpu"),
+    for triton, reason in (
+        (False, "triton is not installed"),
+        (True, "the tensors are on cpu"),
     ):
-        monkeypatch.setattr(functional, "_HAS_KERNELS", kernels)
         monkeypatch.setattr(functional, "_HAS_TRITON", triton)
         assert reason in why_not_triton(op, torch.ones(1))
         says(lambda: call("triton"), "backend='triton' for " + op, reason, "backend='auto'")
@@ -332,7 +330,6 @@ def test_triton_says_why_it_cannot(op, monkeypatch):
 
 
 def test_why_not_triton_names_the_first_reason(monkeypatch):
-    monkeypatch.setattr(functional, "_HAS_KERNELS", True)
     monkeypatch.setattr(functional, "_HAS_TRITON", True)
     assert why_not_triton("retrieve", torch.ones(1)) == "the tensors are on cpu"
     assert why_not_triton("retrieve", torch.ones(1, device="meta")) == "the tensors are on meta"

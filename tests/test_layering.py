@@ -14,6 +14,7 @@ LADDER = (
     ("missingness",),
     ("reference",),
     ("kernels",),
+    ("ops",),
     ("functional",),
     ("layers",),
     ("losses",),
