@@ -200,7 +200,7 @@ class AbsentTokens(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the tokens anew."""
-        nn.init.normal_(self.tokens)
+        nn.init.normal_(self.tokens, std=0.02)  # near the mean of normalised tokens
 
     def extra_repr(self) -> str:
         """Sizes, for ``repr``."""
