@@ -44,6 +44,8 @@ def draw(path):
     parts = panels(rows)
     if not parts:
         return
+    names = sorted({provider for providers in parts.values() for provider in providers})
+    colours = dict(zip(names, mpl.color_sequences["tab20"], strict=False))  # one in every panel
     figure, axes = plt.subplots(
         len(parts), 2, figsize=(11, 3.2 * len(parts)), squeeze=False, layout="constrained"
     )
@@ -54,11 +56,12 @@ def draw(path):
         for provider, points in sorted(providers.items()):
             points.sort(key=lambda row: (row["x"], row["config"]))
             x = [row["x"] for row in points]
-            left.plot(x, [row["value"] for row in points], "o-", label=provider, markersize=3)
+            style = {"label": provider, "color": colours[provider], "markersize": 3}
+            left.plot(x, [row["value"] for row in points], "o-", **style)
             shared = [row for row in points if (row["x"], row["config"]) in ours]
             pairs = [(row["x"], row["value"] / ours[row["x"], row["config"]]) for row in shared]
             if pairs and provider != "mmfusion":
-                right.plot(*zip(*pairs, strict=True), "o-", label=provider, markersize=3)
+                right.plot(*zip(*pairs, strict=True), "o-", **style)
         floors = [
             (row["x"], row["value"] * float(row["percent_of_floor"]) / 100)
             for row in sorted(providers.get("mmfusion", []), key=lambda row: row["x"])

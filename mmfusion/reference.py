@@ -348,16 +348,14 @@ def autocasts(device: torch.device) -> bool:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off, where the device has one: scores and softmax keep their type.
+    """Autocast off, where it is on: scores and softmax keep their type.
 
     Example:
         >>> with full_precision(torch.device("cpu")):
         ...     torch.is_autocast_enabled("cpu")
         False
     """
-    if is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
 def _precision(x: Tensor) -> torch.dtype:
