@@ -140,8 +140,10 @@ def _select(
         top, index = _select_chunk(start, query, keys, k, held, exclude, similarity, key_scale)
         best, order = torch.cat([best, top], -1).topk(min(k, best.shape[-1] + top.shape[-1]))
         slots = torch.cat([slots, index], -1).gather(-1, order)
-    lacking = (0, k - best.shape[-1])  # k may exceed S
-    return F.pad(best, lacking, value=-torch.inf), F.pad(slots, lacking)
+    lacking = (0, k - best.shape[-1])
+    if lacking[1]:  # k exceeds S
+        best, slots = F.pad(best, lacking, value=-torch.inf), F.pad(slots, lacking)
+    return best, slots
 
 
 def _select_chunk(
@@ -173,7 +175,7 @@ def _select_chunk(
             exclude = (exclude[0], exclude[1][:, chunk])
         scores = scores.masked_fill(_excluded(number, exclude), -torch.inf)
     top, index = scores.topk(min(k, part.shape[1]), dim=-1)
-    return top, index + start
+    return top, index + start if start else index
 
 
 def _allowed(
