@@ -40,7 +40,7 @@ def normalise(
             the whole batch is filled with zeros of its shape; without one it stays None.
         accepts_nan: Names whose observed rows may hold NaN cells (a table encoder imputes them).
         check_values: Look for contradictions in the values. This waits for a GPU; it is skipped
-            while compiling. Under ``torch.vmap`` over the inputs it has to be False.
+            while compiling, and inside the transforms of ``torch.func``.
 
     Returns:
         The tensors by name, in declared order, and ``present``.
@@ -223,13 +223,18 @@ def check_visible(
 
 
 def may_look(tensor: Tensor) -> bool:
-    """Whether a check may look at values: not while compiling or exporting, not on the meta device.
+    """Whether a check may look at values.
+
+    Not while compiling or exporting, not on the meta device, and not inside the transforms of
+    ``torch.func``, where one tensor may stand for many.
 
     Example:
         >>> may_look(torch.ones(1)), may_look(torch.ones(1, device="meta"))
         (True, False)
     """
-    return not torch.compiler.is_compiling() and not tensor.is_meta
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _check_names(inputs: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -142,6 +142,7 @@ def test_it_learns_to_synthesise_a_linear_function_of_another_modality():
     crta = CRTA(2, num_tokens=1, dim=8, num_heads=2, num_blocks=2)
     context, mixing = nn.Parameter(torch.randn(2, 8)), torch.randn(8, 8) / 8**0.5
     optimiser = torch.optim.Adam([context, *crta.parameters()], lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=300)
     visible, hidden = torch.tensor([[True, False]]), torch.tensor([[False, True]])
 
     def loss_on(first):
@@ -152,10 +153,11 @@ def test_it_learns_to_synthesise_a_linear_function_of_another_modality():
     unseen = torch.randn(256, 8)
     with torch.no_grad():
         before = loss_on(unseen)
-    for _ in range(200):
+    for _ in range(300):
         optimiser.zero_grad()
         loss_on(torch.randn(64, 8)).backward()
         optimiser.step()
+        schedule.step()
     with torch.no_grad():
         after = loss_on(unseen)
     assert after < before / 10

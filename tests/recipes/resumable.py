@@ -18,6 +18,8 @@ from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.reporting import predict
 from mmfusion.recipes.training import fit
 
+torch.set_num_threads(1)  # with more, rounding hangs on how busy the machine is
+
 NUM_SAMPLES, BATCH_SIZE = 48, 8
 PLAN = Plan(epochs=4, batch_size=BATCH_SIZE, learning_rate=1e-2, seed=3)
 
