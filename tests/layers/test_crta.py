@@ -146,6 +146,7 @@ def test_it_learns_to_synthesise_a_linear_function_of_another_modality():
     visible, hidden = torch.tensor([[True, False]]), torch.tensor([[False, True]])
 
     def loss_on(first):
+        first = nn.functional.layer_norm(first, (8,))  # as ModalityTokens gives them
         tokens = torch.stack([first, first @ mixing], dim=1).unsqueeze(2)  # (B, 2, 1, D)
         out = crta(tokens, context, visible.expand(len(first), -1))
         return reconstruction_loss(out.synthesised, tokens, hidden.expand(len(first), -1))
