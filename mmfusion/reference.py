@@ -159,23 +159,26 @@ def _select_chunk(
     """The best of ``CHUNK`` slots from ``start`` on."""
     chunk = slice(start, start + CHUNK)
     part = keys[:, chunk].to(query.dtype)  # (M, s, D)
-    number = torch.arange(start, start + part.shape[1], device=keys.device)
     if similarity == "cosine":
         scale = _inverse_norm(part) if key_scale is None else key_scale[:, chunk]
         part = part * scale.to(part.dtype).unsqueeze(-1)
     if held is None:
         scores = query @ part.mT  # (M, Q, s)
     else:
-        usable = number < held.unsqueeze(-1)  # (M, s); what is not held may be NaN
+        usable = _numbers(start, part) < held.unsqueeze(-1)  # (M, s); what is not held may be NaN
         part = torch.where(usable.unsqueeze(-1), part, 0)
         bias = torch.where(usable, 0.0, -torch.inf).to(part.dtype).unsqueeze(1)
         scores = torch.baddbmm(bias, query, part.mT)
     if exclude is not None:
         if isinstance(exclude, tuple):
             exclude = (exclude[0], exclude[1][:, chunk])
-        scores = scores.masked_fill(_excluded(number, exclude), -torch.inf)
+        scores = scores.masked_fill(_excluded(_numbers(start, part), exclude), -torch.inf)
     top, index = scores.topk(min(k, part.shape[1]), dim=-1)
     return top, index + start if start else index
+
+
+def _numbers(start: int, part: Tensor) -> Tensor:
+    return torch.arange(start, start + part.shape[1], device=part.device)
 
 
 def _allowed(
@@ -225,9 +228,10 @@ def _blank(bank: Tensor, held: Tensor | None) -> Tensor:
 def _take(bank: Tensor, slots: Tensor, allowed: Tensor | None) -> Tensor:
     """(M, Q, k, D) rows of each group's bank, zeros where not allowed, whatever lies there."""
     groups, num_slots, width = bank.shape
-    offsets = torch.arange(groups, device=bank.device).reshape(-1, 1, 1) * num_slots
-    near = bank.reshape(-1, width).index_select(0, (slots + offsets).flatten())
-    near = near.reshape(*slots.shape, width)
+    rows = slots
+    if groups > 1:
+        rows = slots + torch.arange(groups, device=bank.device).reshape(-1, 1, 1) * num_slots
+    near = bank.reshape(-1, width).index_select(0, rows.flatten()).reshape(*slots.shape, width)
     return near if allowed is None else torch.where(allowed.unsqueeze(-1), near, 0)
 
 
