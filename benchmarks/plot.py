@@ -1,5 +1,7 @@
 """Draw every benchmark CSV in a folder: time with its floor, and the ratio to ours.
 
+Also writes ``ratios.csv``: our time over the others', forward and both passes; the docs show it.
+
 python benchmarks/plot.py benchmarks/results/cpu
 """
 
@@ -81,6 +83,36 @@ def draw(path):
     plt.close(figure)
 
 
+def ratios(paths):
+    """Lines of (op, size, against, forward, both); eager times, ours in the numerator."""
+    found = defaultdict(dict)
+    for row in (row for path in paths for row in read(path) if row["metric"] == "eager_us"):
+        config = json.loads(row["config"])
+        size = f"{row['x_name']} {row['x']:.0f}" + (f", f {config['f']}" if "f" in config else "")
+        found[row["op"], size, row["config"]][row["provider"], row["mode"]] = row["value"]
+    for (op, size, _), times in found.items():
+        ours = "CMML" if op == "cmml_step" else "mmfusion"
+        others = {name for name, _ in times} - {ours, "mmfusion torch"}
+        for other in sorted(name for name in others if not name.endswith(" again")):
+            cells = [
+                f"{times[ours, mode] / times[other, mode]:.2f}" if (other, mode) in times else ""
+                for mode in ("forward", "both")
+            ]
+            yield op, size, other, *cells
+
+
+def write_ratios(folder, paths):
+    part = folder / "ratios.csv.part"
+    with part.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["op", "size", "against", "forward", "both"])
+        writer.writerows(ratios(paths))
+    part.replace(folder / "ratios.csv")
+
+
 if __name__ == "__main__":
-    for csv_path in sorted(Path(sys.argv[1]).glob("*.csv")):
+    results = Path(sys.argv[1])
+    measured = sorted(path for path in results.glob("*.csv") if path.name != "ratios.csv")
+    for csv_path in measured:
         draw(csv_path)
+    write_ratios(results, measured)
