@@ -8,7 +8,6 @@ same on-disk format is written and read back: it shows that all works, and says 
     python examples/cmml_derm7pt.py --ablate                      # and without CRTA and memory
     python examples/cmml_derm7pt.py --data-root release_v0 --image-size 224 224 \
         --encoder microsoft/swin-tiny-patch4-window7-224 --learning-rate 1e-4
-    accelerate launch --num-processes 2 examples/cmml_derm7pt.py  # several GPUs, same script
 
 Writes to `runs/cmml_derm7pt/`: config.json, metrics.json, auc.png, the test patterns, and the
 checkpoints. A killed run goes on with `--resume`. Expected scores, with spread: docs/derm7pt.md.
