@@ -6,8 +6,8 @@ same on-disk format is written and read back: it shows that all works, and says 
 
     python examples/cmml_derm7pt.py                               # synthetic, about a minute
     python examples/cmml_derm7pt.py --ablate                      # and without CRTA and memory
-    python examples/cmml_derm7pt.py --data-root release_v0 --image-size 224 224 \
-        --encoder microsoft/swin-tiny-patch4-window7-224 --learning-rate 1e-4
+    python examples/cmml_derm7pt.py --data-root release_v0 --preset cfcml   # Swin-T at 224 pixels
+    torchrun --nproc-per-node 2 examples/cmml_derm7pt.py          # two processes, on CPUs or GPUs
 
 Writes to `runs/cmml_derm7pt/`: config.json, metrics.json, auc.png, the test patterns, and the
 checkpoints. A killed run goes on with `--resume`. Expected scores, with spread: docs/derm7pt.md.
@@ -16,23 +16,25 @@ checkpoints. A killed run goes on with `--resume`. Expected scores, with spread:
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
-from accelerate import PartialState
 
 import mmfusion
 from mmfusion.missingness import all_patterns
 from mmfusion.presence import collate
 from mmfusion.recipes import reporting
+from mmfusion.recipes.caching import encode, from_features
 from mmfusion.recipes.derm7pt import Derm7pt, random_flips
 from mmfusion.recipes.derm7pt_synthetic import write_synthetic_release
 from mmfusion.recipes.encoders import SmallCNN, TableEncoder, backbone
+from mmfusion.recipes.launch import join_processes
 from mmfusion.recipes.plan import Plan
+from mmfusion.recipes.presets import CFCML, SMALL, parse
 from mmfusion.recipes.training import fit
 
 WITHOUT_SYNTHESIS = {"crta": None, "memory": None}
@@ -42,6 +44,8 @@ WITHOUT_SYNTHESIS = {"crta": None, "memory": None}
 class Settings:
     """What to run."""
 
+    preset: Literal["none", "cfcml", "small"] = "none"
+    """Other defaults: those of the nearest published recipe, or for small data."""
     data_root: Path | None = None
     """The real release (release_v0); without it a synthetic one is written to runs/."""
     num_cases: int = 1011
@@ -60,20 +64,20 @@ class Settings:
     """"small", a transformers name or folder, or a MONAI name such as monai:DenseNet121."""
     pretrained: bool = True
     """Load weights for such an encoder, or draw them anew."""
+    freeze: bool = False
+    """Run such an encoder once over the photos, and train the rest on its features."""
     dim: int = 64
     """Width of a token."""
-    epochs: int = 20
-    """Passes over the training cases, at most."""
-    batch_size: int = 32
-    """Cases per step, over all ranks together."""
-    learning_rate: float = 1e-3
-    """Of AdamW, at its peak."""
-    hide_rate: float = 0.5
-    """Share of modalities hidden from the model while training."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Arithmetic of the forward pass."""
-    seed: int = 0
-    """Initial weights, data order, hiding, and the test patterns hang on it."""
+    num_tokens: int = 4
+    """Tokens per modality."""
+    num_heads: int = 4
+    """Attention heads."""
+    dropout: float = 0.1
+    """In cascade, alignment and head."""
+    cell_dropout: float = 0.3
+    """Share of table cells that count as missing while training."""
+    plan: Annotated[Plan, tyro.conf.arg(name="")] = field(default_factory=lambda: Plan(epochs=20))
+    """How to train."""
     resume: bool = False
     """Go on with a run that was killed."""
     ablate: bool = False
@@ -88,7 +92,9 @@ def read(settings: Settings) -> dict[str, Derm7pt]:
         write_synthetic_release(root, num_cases=settings.num_cases)
     kind = {key: getattr(settings, key) for key in ("target", "columns", "on_broken", "image_size")}
     return {
-        "train": Derm7pt(root, "train", transform=random_flips, **kind),
+        "train": Derm7pt(
+            root, "train", transform=None if settings.freeze else random_flips, **kind
+        ),
         "valid": Derm7pt(root, "valid", **kind),
         "test": Derm7pt(root, "test", **kind),
     }
@@ -96,7 +102,12 @@ def read(settings: Settings) -> dict[str, Derm7pt]:
 
 def build(settings: Settings, data: Derm7pt, **stages: Any) -> mmfusion.CMML:
     """CMML over an encoder of its own for each photo and one for the table."""
-    torch.manual_seed(settings.seed)
+    if settings.freeze and (settings.encoder == "small" or not settings.pretrained):
+        raise ValueError(
+            f"freeze=True with encoder={settings.encoder!r}, which starts from scratch: frozen, it "
+            "stays there. Pass a pretrained encoder, or leave out freeze."
+        )
+    torch.manual_seed(settings.plan.seed)
     modalities: dict[str, Any] = {}
     for photo in ("clinic", "derm"):
         if settings.encoder == "small":
@@ -105,21 +116,28 @@ def build(settings: Settings, data: Derm7pt, **stages: Any) -> mmfusion.CMML:
             network = backbone(
                 settings.encoder, image_size=settings.image_size, pretrained=settings.pretrained
             )
+            network.pretrained = settings.pretrained  # learns at --backbone-rate
             modalities[photo] = network, network.width
     cells = [feature.partition("=")[0] for feature in data.feature_names]
-    modalities["meta"] = TableEncoder(cells, settings.dim), settings.dim
+    modalities["meta"] = (
+        TableEncoder(cells, settings.dim, dropout=settings.cell_dropout),
+        settings.dim,
+    )
     return mmfusion.CMML(
         modalities,
         num_classes=data.num_classes,
         target="multilabel" if settings.target == "criteria" else "multiclass",
         dim=settings.dim,
+        num_tokens=settings.num_tokens,
+        num_heads=settings.num_heads,
+        dropout=settings.dropout,
         **stages,
     )
 
 
 def batches(samples: Sequence[Any], data: Derm7pt) -> dict[str, Any]:
     """Join samples; the seven criteria become 19 yes-or-no labels, one for each of their values."""
-    batch = collate(samples, data.names, data.shapes)
+    batch = collate(samples, data.names)
     if batch["labels"].ndim == 2:
         classes = zip(batch["labels"].unbind(1), data.tasks.values(), strict=True)
         batch["labels"] = torch.cat([F.one_hot(one, len(of)) for one, of in classes], dim=1)
@@ -129,41 +147,42 @@ def batches(samples: Sequence[Any], data: Derm7pt) -> dict[str, Any]:
 def train(settings: Settings, data: dict[str, Derm7pt], folder: Path, **stages: Any):
     """Train one model; the epoch is selected by validation AUC, over every case in every subset."""
     model = build(settings, data["train"], **stages)
-    valid, join = data["valid"], functools.partial(batches, data=data["train"])
+    labels, tasks = data["valid"].labels, data["valid"].tasks
+    join = functools.partial(batches, data=data["train"])
+    samples: dict[str, Any] = {split: data[split] for split in ("train", "valid")}
+    photos = ("clinic", "derm") if settings.freeze else ()
+    if settings.freeze:
+        samples = {split: encode(model, cases, join, photos) for split, cases in samples.items()}
 
     def validation_auc(model: torch.nn.Module) -> float:
-        patterns = all_patterns(len(valid.names))
-        logits = [reporting.predict(model, valid, join, p.expand(len(valid), -1)) for p in patterns]
-        labels = torch.cat([valid.labels] * len(patterns))
-        return reporting.score(torch.cat(logits), labels, valid.tasks)["auc"]
+        patterns = all_patterns(len(data["valid"].names))
+        seen = [pattern.expand(len(labels), -1) for pattern in patterns]
+        logits = [reporting.predict(model, samples["valid"], join, present) for present in seen]
+        return reporting.score(torch.cat(logits), torch.cat([labels] * len(seen)), tasks)["auc"]
 
-    plan = Plan(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        hide_rate=settings.hide_rate,
-        mixed_precision=settings.mixed_precision,
-        seed=settings.seed,
-    )
-    history = fit(
-        model,
-        data["train"],
-        validation_auc,
-        plan,
-        folder,
-        collate=join,
-        classes=None if settings.target == "criteria" else data["train"].labels,
-        resume=settings.resume,
-    )
+    with from_features(model, samples["train"], photos):
+        history = fit(
+            model,
+            samples["train"],
+            validation_auc,
+            settings.plan,
+            folder,
+            collate=join,
+            classes=None if settings.target == "criteria" else data["train"].labels,
+            resume=settings.resume,
+            track=True,
+        )
     return model, history
 
 
 def main(settings: Settings) -> None:
     """Read, train, evaluate, print and write."""
     started = time.perf_counter()
-    data = read(settings)
+    state = join_processes()
+    main_process = state.is_main_process
+    with state.main_process_first():  # which writes the synthetic release
+        data = read(settings)
     test = data["test"]
-    main_process = PartialState().is_main_process
     say = print if main_process else (lambda *_: None)
     kind = "SYNTHETIC data in the format of Derm7pt" if test.is_synthetic else "Derm7pt"
     sizes = ", ".join(f"{len(cases)} {split}" for split, cases in data.items())
@@ -185,7 +204,8 @@ def main(settings: Settings) -> None:
         folder = settings.out / "checkpoints" / ("ablation" if stages else "cmml")
         model, histories[name] = train(settings, data, folder, **stages)
         join = functools.partial(batches, data=test)
-        reports[name] = reporting.evaluate(model, test, join, settings.out, seed=settings.seed)
+        reports[name] = reporting.evaluate(model, test, join, settings.out, seed=settings.plan.seed)
+    state.destroy_process_group()
     if not main_process:
         return
     seconds = round(time.perf_counter() - started, 1)
@@ -198,4 +218,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    main(parse(Settings, {"cfcml": CFCML["derm7pt"], "small": SMALL}, description=__doc__))

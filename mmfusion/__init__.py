@@ -10,7 +10,9 @@ __version__ = "0.1.0"
 
 # The public names, and the file each lives in. Losing or renaming one fails a test.
 _MODULES = (
+    "baselines",
     "cmml",
+    "evaluation",
     "functional",
     "layers",
     "losses",
@@ -29,7 +31,9 @@ _WHERE = {
 __all__ = ["__version__", *_MODULES, *_WHERE]
 
 if TYPE_CHECKING:
+    from mmfusion import baselines as baselines
     from mmfusion import cmml as cmml
+    from mmfusion import evaluation as evaluation
     from mmfusion import functional as functional
     from mmfusion import layers as layers
     from mmfusion import losses as losses

@@ -9,24 +9,27 @@ from torch import Tensor, nn
 from mmfusion.layers import (
     CRTA,
     AbsentTokens,
+    ConcatPool,
     ContextTokens,
+    EvidenceOutput,
     FusionOutput,
     Head,
     MemoryBank,
     ModalityEncoders,
-    PresencePool,
     ReferenceAlignment,
 )
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import (
-    IGNORE,
-    TARGETS,
     alignment_loss,
+    check_labels,
+    check_target,
     class_contrastive_loss,
+    evidence_loss,
+    is_known,
     reconstruction_loss,
     task_loss,
 )
-from mmfusion.presence import check_visible, may_look
+from mmfusion.presence import check_visible
 
 __all__ = ["CMML", "Explanation"]
 
@@ -74,7 +77,11 @@ class CMML(nn.Module):
             modality, of which 8 are read. A memory of your own has ``lookup``, ``gate`` and, to be
             written, ``write`` as ``MemoryBank`` has them.
         alignment: A ready ``ReferenceAlignment``, or None: ``aligned`` is then ``completed``.
+        pool: A module from ``(aligned, present)`` to ``(B, D)``; None is a ``ConcatPool``.
         head: A module from ``(B, D)`` to ``(B, Y)``; None is a norm and a projection.
+        evidence: A ``ModalityEvidence``, worth adding on few samples: it classifies each observed
+            modality on its own, and ``logits`` is then the mean of what it and the fused vector
+            say, in log-probabilities (log odds, predictions). Each has a loss of its own.
         reconstruction_weight: Weight of the synthesis loss in ``loss``.
         alignment_weight: Weight of the alignment loss.
         contrastive_weight: Weight of the class contrastive loss; unused for regression.
@@ -88,8 +95,8 @@ class CMML(nn.Module):
         - result: ``FusionOutput``
 
     Raises:
-        ValueError: If sizes contradict each other, or on what ``presence.normalise`` refuses, a
-            ``visible`` that is not a subset of ``present``, or labels out of range.
+        ValueError: If sizes or targets contradict each other, or on what ``presence.normalise``
+            refuses, a ``visible`` that is not a subset of ``present``, or labels out of range.
 
     Example:
         >>> model = CMML({"clinic": 8, "derm": 8, "meta": 3}, num_classes=5, dim=16)
@@ -121,7 +128,9 @@ class CMML(nn.Module):
         crta: nn.Module | Literal["default"] | None = "default",
         memory: nn.Module | Literal["default"] | None = "default",
         alignment: nn.Module | Literal["default"] | None = "default",
+        pool: nn.Module | None = None,
         head: nn.Module | None = None,
+        evidence: nn.Module | None = None,
         reconstruction_weight: float = 1.0,
         alignment_weight: float = 0.1,
         contrastive_weight: float = 0.1,
@@ -130,13 +139,19 @@ class CMML(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_target(target, num_classes)
+        check_target(target, num_classes)
         for name, stage in (("crta", crta), ("memory", memory), ("alignment", alignment)):
             if not (stage is None or stage == "default" or isinstance(stage, nn.Module)):
                 raise ValueError(
                     f"{name}={stage!r}: a stage is a module, None to leave it out, or 'default'. "
                     "Pass one of them."
                 )
+        theirs = getattr(evidence, "target", target)
+        if theirs != target:
+            raise ValueError(
+                f"evidence has target={theirs!r} with target={target!r}: what both say is averaged, "
+                "so they classify alike. Build both with one target."
+            )
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         regular: dict[str, Any] = {"dropout": dropout, **kind}
         self.target = target
@@ -146,6 +161,7 @@ class CMML(nn.Module):
             "reconstruction": reconstruction_weight,
             "alignment": alignment_weight,
             "contrastive": contrastive_weight,
+            "evidence": 1.0,
         }
         self.edge = ModalityEncoders(modalities, dim, num_tokens, check_values=check_values, **kind)
         sizes = (len(self.edge.names), num_tokens, dim)
@@ -165,8 +181,9 @@ class CMML(nn.Module):
         if alignment == "default":
             alignment = ReferenceAlignment(dim, num_heads, **regular)
         self.alignment: Any = alignment
-        self.pool = PresencePool(dim, **kind)
+        self.pool = ConcatPool(sizes[0], dim, **regular) if pool is None else pool
         self.head = Head(dim, num_classes, **regular) if head is None else head
+        self.evidence: Any = evidence
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -213,8 +230,12 @@ class CMML(nn.Module):
         if self.alignment is not None:
             aligned, reference = self.alignment(completed, context)
         fused = self.pool(aligned, torch.ones_like(visible))
+        logits = fused_logits = self.head(fused)
+        said = None if self.evidence is None else self.evidence(tokens, visible)
+        if said is not None:
+            logits = self._mean(fused_logits, said.logits)
         out = FusionOutput(
-            logits=self.head(fused),
+            logits=logits,
             fused=fused,
             tokens=tokens,
             synthesised=None if self.crta is None else guess,
@@ -228,13 +249,17 @@ class CMML(nn.Module):
             neighbour_ids=neighbour_ids,
             losses={},
             loss=None,
+            fused_logits=fused_logits,
+            evidence=None if said is None else said.evidence,
         )
         if labels is not None:
-            losses = self._losses(out, stages, labels)
+            losses = self._losses(out, stages, labels, said)
             terms = [self.loss_weights[name] * value for name, value in losses.items()]
             loss = torch.stack(terms).sum()
             out = out._replace(losses=losses, loss=loss)
         # last, so that a refused step leaves no trace
+        if self.training and labels is not None and said is not None:
+            self.evidence.count(labels, is_known(labels))
         if self.training and sample_ids is not None and hasattr(self.memory, "write"):
             self.memory.write(tokens.mean(2), present, sample_ids, labels)
         return out
@@ -257,12 +282,24 @@ class CMML(nn.Module):
         # Without a cascade the guess is a learned constant: the same for every sample.
         return context, self.absent(tokens, torch.zeros_like(visible)), ()
 
+    def _mean(self, fused_logits: Tensor, evidence_logits: Tensor) -> Tensor:
+        """Two opinions in one: a product of experts, our design."""
+        both = torch.stack([fused_logits, evidence_logits])
+        if self.target == "multiclass":  # each says as much, whatever its scale
+            wide = both.to(torch.promote_types(both.dtype, torch.float32))
+            both = wide.log_softmax(-1).to(both.dtype)
+        return both.mean(0)
+
     def _losses(
-        self, out: FusionOutput, stages: tuple[Tensor, ...], labels: Tensor
+        self,
+        out: FusionOutput,
+        stages: tuple[Tensor, ...],
+        labels: Tensor,
+        said: EvidenceOutput | None,
     ) -> dict[str, Tensor]:
-        self._check_labels(labels, out.logits)
+        check_labels(labels, out.logits, self.target, check_values=self.check_values)
         gather = self.training  # validation may run on one rank alone
-        losses = {"task": task_loss(out.logits, labels, self.target, gather=gather)}
+        losses = {"task": task_loss(out.fused_logits, labels, self.target, gather=gather)}
         zero = out.logits.new_zeros((), dtype=torch.float32)
         losses["reconstruction"] = losses["alignment"] = losses["contrastive"] = zero
         if stages:  # every stage is supervised alike: deep supervision, our design
@@ -277,42 +314,8 @@ class CMML(nn.Module):
             losses["contrastive"] = class_contrastive_loss(
                 out.aligned.mean(2), classes, gather=gather
             )
+        if said is not None:
+            losses["evidence"] = evidence_loss(
+                said.scores, labels, out.visible, self.target, gather=gather
+            )
         return losses
-
-    def _check_labels(self, labels: Tensor, logits: Tensor) -> None:
-        """Types always, values where they may be looked at."""
-        whole = not labels.is_floating_point()
-        if self.target == ("regression" if whole else "multiclass"):
-            raise ValueError(
-                f"labels is {labels.dtype}: {self.target} labels are "
-                f"{'floating' if whole else 'whole numbers'}. Convert them."
-            )
-        if not (self.check_values and may_look(labels)):
-            return
-        top = logits.shape[1] - 1 if self.target == "multiclass" else 1
-        allowed = {"multiclass": f"0 to {top}", "regression": "finite"}.get(self.target, "0 or 1")
-        missing = labels == IGNORE if whole else labels.isnan()
-        if self.target == "regression":
-            bad = labels.isinf()
-        elif whole:
-            bad = ~missing & ((labels < 0) | (labels > top))
-        else:
-            bad = ~missing & (labels != 0) & (labels != 1)
-        if bool(bad.any()):
-            place = bad.nonzero()[0].tolist()
-            raise ValueError(
-                f"labels{place} is {labels[tuple(place)].item()}: {self.target} labels are "
-                f"{allowed}, and a missing one is {IGNORE if whole else 'NaN'}. Correct it."
-            )
-
-
-def _check_target(target: str, num_classes: int) -> None:
-    if target not in TARGETS:
-        raise ValueError(f"target={target!r}: it is one of {TARGETS}. Choose one.")
-    least = 2 if target == "multiclass" else 1
-    if num_classes < least or (target == "binary" and num_classes != 1):
-        raise ValueError(
-            f"num_classes={num_classes} with target={target!r}: a binary target has one logit, a "
-            "multiclass one at least two. Use target='binary' with num_classes=1, or count the "
-            "classes."
-        )

@@ -10,10 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmfusion.functional import class_contrastive
+from mmfusion.presence import may_look
 from mmfusion.ranks import first_row, gather_rows, joint_mean
 from mmfusion.reference import full_precision, unit
 
-__all__ = ["alignment_loss", "class_contrastive_loss", "reconstruction_loss", "task_loss"]
+__all__ = [
+    "alignment_loss",
+    "class_contrastive_loss",
+    "evidence_loss",
+    "reconstruction_loss",
+    "task_loss",
+]
 
 IGNORE = -100
 TARGETS = ("multiclass", "multilabel", "binary", "regression")
@@ -217,15 +224,10 @@ def task_loss(
     """
     if target not in TARGETS:
         raise ValueError(f"target={target!r}: it is one of {TARGETS}. Choose one.")
-    expected = logits.shape[:1] if target == "multiclass" else logits.shape
-    if labels.shape not in (expected, logits[:, 0].shape) or labels.numel() != expected.numel():
-        raise ValueError(
-            f"labels is {tuple(labels.shape)} with logits {tuple(logits.shape)}: {target} labels "
-            f"are {tuple(expected)}. Reshape them, or choose another target."
-        )
+    _check_shape(labels, logits, target)
     if target == "multiclass" and labels.is_floating_point():
         raise ValueError(f"labels is {labels.dtype}: class numbers are whole. Use .long().")
-    known = _known(labels)
+    known = is_known(labels)
     logits = logits.float()
     if target == "multiclass":
         cells = F.cross_entropy(logits, torch.where(known, labels, 0).long(), reduction="none")
@@ -236,19 +238,116 @@ def task_loss(
     return joint_mean(measure(logits, truth, reduction="none"), known, gather)
 
 
-def _known(labels: Tensor) -> Tensor:
+def evidence_loss(
+    scores: Tensor, labels: Tensor, present: Tensor, target: str, *, gather: bool = True
+) -> Tensor:
+    """The task's loss of every present modality's own scores, as if each were a sample.
+
+    Args:
+        scores: Logits or predictions of each modality.
+        labels: As for ``task_loss``.
+        present: True where the modality was looked at; others get exactly zero gradient.
+        target: As for ``task_loss``.
+        gather: Mean over the joint batch of all ranks.
+
+    Shape:
+        - ``scores``: ``(B, M, Y)``; ``present``: ``(B, M)``; ``labels``: ``(B,)`` or ``(B, Y)``
+        - result: scalar
+
+    Raises:
+        ValueError: On what ``task_loss`` refuses.
+
+    Example:
+        >>> scores = torch.tensor([[[9.0, -9.0], [-9.0, 9.0]]])
+        >>> present = torch.tensor([[True, False]])
+        >>> evidence_loss(scores, torch.tensor([0]), present, "multiclass").round().item()
+        0.0
+    """
+    missing = torch.nan if labels.is_floating_point() else IGNORE
+    labels = labels if labels.is_floating_point() else labels.long()  # -100 is no uint8
+    rows = labels.reshape(labels.shape[0], 1, -1)
+    rows = torch.where(present.unsqueeze(-1), rows, missing)  # (B, M, Y)
+    rows = rows.flatten() if target == "multiclass" else rows.flatten(0, 1)
+    return task_loss(scores.flatten(0, 1), rows, target, gather=gather)
+
+
+def check_target(target: str, num_classes: int) -> None:
+    """Refuse an unknown target, or a number of classes that it cannot have.
+
+    Raises:
+        ValueError: If ``target`` is none of the four, or ``num_classes`` does not fit it.
+
+    Example:
+        >>> check_target("binary", num_classes=1)
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target={target!r}: it is one of {TARGETS}. Choose one.")
+    least = 2 if target == "multiclass" else 1
+    if num_classes < least or (target == "binary" and num_classes != 1):
+        raise ValueError(
+            f"num_classes={num_classes} with target={target!r}: a binary target has one logit, a "
+            "multiclass one at least two. Use target='binary' with num_classes=1, or count the "
+            "classes."
+        )
+
+
+def check_labels(labels: Tensor, logits: Tensor, target: str, *, check_values: bool = True) -> None:
+    """Refuse labels that do not fit: shape and type always, values where they may be looked at.
+
+    Raises:
+        ValueError: If labels have the wrong shape or type, or are out of range.
+
+    Example:
+        >>> check_labels(torch.tensor([1, -100]), torch.zeros(2, 3), "multiclass")
+    """
+    _check_shape(labels, logits, target)
+    whole = not labels.is_floating_point()
+    if target == ("regression" if whole else "multiclass"):
+        raise ValueError(
+            f"labels is {labels.dtype}: {target} labels are "
+            f"{'floating' if whole else 'whole numbers'}. Convert them."
+        )
+    if not (check_values and may_look(labels)):
+        return
+    top = logits.shape[1] - 1 if target == "multiclass" else 1
+    allowed = {"multiclass": f"0 to {top}", "regression": "finite"}.get(target, "0 or 1")
+    missing = ~is_known(labels)
+    if target == "regression":
+        bad = labels.isinf()
+    elif whole:
+        bad = ~missing & ((labels < 0) | (labels > top))
+    else:
+        bad = ~missing & (labels != 0) & (labels != 1)
+    if bool(bad.any()):
+        place = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"labels{place} is {labels[tuple(place)].item()}: {target} labels are "
+            f"{allowed}, and a missing one is {IGNORE if whole else 'NaN'}. Correct it."
+        )
+
+
+def _check_shape(labels: Tensor, logits: Tensor, target: str) -> None:
+    expected = logits.shape[:1] if target == "multiclass" else logits.shape
+    if labels.shape not in (expected, logits[:, 0].shape) or labels.numel() != expected.numel():
+        raise ValueError(
+            f"labels is {tuple(labels.shape)} with logits {tuple(logits.shape)}: {target} labels "
+            f"are {tuple(expected)}. Reshape them, or choose another target."
+        )
+
+
+def is_known(labels: Tensor) -> Tensor:
     """True where a label is given. -100 marks a missing one only where it cannot be a value."""
     return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE
 
 
 def _labelled(labels: Tensor) -> Tensor:
-    known = _known(labels)
+    known = is_known(labels)
     return known if labels.ndim == 1 else known.any(1)
 
 
 def _overlap(labels: Tensor, others: Tensor) -> Tensor:
     """(B, R) weight of a pair: Jaccard overlap of known label cells; 0 for none."""
-    known, known_too = _known(labels).float(), _known(others).float()
+    known, known_too = is_known(labels).float(), is_known(others).float()
     has, has_too = (labels == 1).float(), (others == 1).float()
     both = has @ has_too.mT
     union = has @ known_too.mT + known @ has_too.mT - both

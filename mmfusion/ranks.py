@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["first_row", "gather_rows", "joint_mean", "world_size"]
+__all__ = ["first_row", "gather_rows", "joint_mean", "joint_sum", "world_size"]
 
 
 def world_size() -> int:
@@ -82,6 +82,17 @@ def joint_mean(values: Tensor, where: Tensor, gather: bool = True) -> Tensor:
     if ranks > 1:
         distributed.all_reduce(count)
     return torch.where(where, values, 0).sum() * ranks / count.clamp(min=1)
+
+
+def joint_sum(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, without gradient.
+
+    Example:
+        >>> joint_sum(torch.tensor([1.0, 5.0])).tolist()
+        [1.0, 5.0]
+    """
+    (parts,), _ = gather_rows(tensor.detach().unsqueeze(0))
+    return parts.sum(0)
 
 
 class _AllGather(torch.autograd.Function):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmfusion import CMML, functional, layers, losses, missingness, presence
+from mmfusion import CMML, baselines, functional, layers, losses, missingness, presence
 from mmfusion.layers.reset import reset_children
 
 Z = torch.zeros
@@ -493,5 +493,49 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         (lambda: model("binary", torch.tensor([0.0, 0.5])), r"\[1\] is 0.5", "NaN", "Correct it"),
         (lambda: model("multilabel", Z(2, 2) - 1), r"\[0, 0\] is -1", "0 or 1", "Correct it"),
         (lambda: model("regression", Z(2, 2) + torch.inf), "is inf", "finite", "Correct it"),
+    ],
+    "baselines": [
+        (
+            lambda: baselines.ZeroFill({"a": 2}, num_classes=2)({"a": Z(1, 2)}, labels=[0]),
+            "labels is a list",
+            "is a tensor",
+            "as_tensor",
+        ),
+        (
+            lambda: baselines.LateFusion({"a": 2}, num_classes=2)({"a": Z(1, 2)}, labels=ids(2)),
+            r"labels is \(2,\) with logits \(1, 2\)",
+            r"labels are \(1,\)",
+            "Reshape",
+        ),
+        (
+            lambda: baselines.ModalityDropout({"a": 2}, num_classes=2, modality_dropout=1.0),
+            "modality_dropout=1.0",
+            "below 1",
+            "Use 0 <=",
+        ),
+        (
+            lambda: baselines.MaskedTransformer({"a": 2}, num_classes=2, num_blocks=0),
+            "num_blocks=0",
+            "at least one",
+            "Use 1",
+        ),
+        (
+            lambda: baselines.CascadeAutoencoder({"a": 2}, num_classes=2, num_blocks=0),
+            "num_blocks=0",
+            "at least one",
+            "Use 1",
+        ),
+        (
+            lambda: baselines.ExpertBank({"a": 2}, num_classes=2, num_experts=2, num_active=3),
+            "num_active=3 with num_experts=2",
+            "1 to num_experts",
+            "Lower",
+        ),
+        (
+            lambda: baselines.RetrieveAndFill({"a": 2}, num_classes=2, num_slots=0),
+            "num_neighbours=1 with num_slots=0",
+            "between 1",
+            "raise num_slots",
+        ),
     ],
 }

@@ -1,5 +1,6 @@
 """Rows of the contract's list: the layers a network is built from."""
 
+import copy
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from contract_case import (
     tensors,
     under_absent,
 )
-from torch import Generator
+from torch import Generator, nn
 
 from mmfusion import layers
 
@@ -105,10 +106,43 @@ def gate_batch(
     return draw(batch_size, modalities, generator, present)
 
 
+def cut_concat(module: Any, batch: Batch) -> tuple[Outputs, Outputs]:
+    """A pool of the present modalities alone, with their weights."""
+    whole, alone = {"pooled": module(**batch)}, []
+    state = module.state_dict()
+    weight = state["project.weight"].unflatten(1, (-1, DIM))
+    for i, pattern in enumerate(batch["present"]):
+        kept = weight[:, pattern].flatten(1)
+        smaller = layers.ConcatPool(int(pattern.sum()), DIM)
+        smaller.load_state_dict(state | {"project.weight": kept})
+        tokens = batch["tokens"][i : i + 1, pattern]
+        alone.append(smaller(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)))
+    return whole, {"pooled": torch.cat(alone)}
+
+
+def cut_evidence(module: Any, batch: Batch) -> tuple[Outputs, Outputs]:
+    """The classifiers of the present modalities alone."""
+    whole, logits = {"logits": module(**batch).logits}, []
+    for i, pattern in enumerate(batch["present"]):
+        smaller = copy.deepcopy(module)
+        for name in ("hidden", "heads"):
+            parts = zip(getattr(module, name), pattern, strict=True)
+            setattr(smaller, name, nn.ModuleList(part for part, kept in parts if kept))
+        tokens = batch["tokens"][i : i + 1, pattern]
+        logits.append(smaller(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)).logits)
+    return whole, {"logits": torch.cat(logits)}
+
+
+def count_some(evidence: Any) -> None:
+    """A prior that says something: three of the first class."""
+    evidence.count(torch.zeros(3, dtype=torch.int64), known=torch.ones(3, dtype=torch.bool))
+
+
 TOKENS = ("tokens", ("M", LENGTH, DIM))
 CONTEXTS = ("context", (CONTEXT, DIM))
 call_attention, call_block = named("read"), named("d_tokens", "d_context")
 call_alignment, call_pool = named("aligned", "reference"), named("pooled")
+call_evidence = named("scores", "evidence", "logits")
 
 CASES = [
     Case(
@@ -199,6 +233,27 @@ CASES = [
         call_pool,
         under_absent("tokens"),
         cut=cut_columns(call_pool, "tokens"),
+    ),
+    Case(
+        "ConcatPool",
+        layers.ConcatPool,
+        lambda m, **kind: layers.ConcatPool(m, DIM, **kind),
+        tensors(TOKENS),
+        call_pool,
+        under_absent("tokens"),
+        cut=cut_concat,
+        has_dropout=True,
+    ),
+    Case(
+        "ModalityEvidence",
+        layers.ModalityEvidence,
+        lambda m, **kind: layers.ModalityEvidence(m, DIM, CLASSES, "multiclass", **kind),
+        tensors(TOKENS),
+        call_evidence,
+        under_absent("tokens"),
+        count_some,
+        cut=cut_evidence,
+        has_dropout=True,
     ),
     Case(
         "Head",

@@ -24,6 +24,7 @@ from contract_layers import fill_bank
 from torch import Generator, Tensor, nn
 
 from mmfusion import CMML, layers
+from mmfusion.losses import TARGETS, is_known
 from mmfusion.missingness import hide
 
 SHAPES = ((5,), (4, 6), (3, 2, 2), (2,))  # a vector, a sequence, a map, a short vector
@@ -158,6 +159,15 @@ def _prototypes(modalities: int, dropout: float = 0.0, **kind: Any) -> Any:
     return layers.PrototypeMemory(modalities, SLOTS, DIM, **kind)
 
 
+def _evidence(target: str) -> Any:
+    num_classes = 1 if target == "binary" else CLASSES
+
+    def make(modalities: int, **kind: Any) -> Any:
+        return layers.ModalityEvidence(modalities, DIM, num_classes, target, **kind)
+
+    return make
+
+
 def draw_labels(target: str, batch_size: int, generator: Generator) -> Tensor:
     """Labels of which the second is missing."""
     if target == "multiclass":
@@ -198,6 +208,9 @@ def model_loss(module: Any, batch: Batch) -> Tensor:
 def fill_model(model: Any) -> None:
     if isinstance(model.memory, layers.MemoryBank):
         fill_bank(model.memory)
+    if model.evidence is not None:
+        labels = draw_labels(model.target, 9, Generator().manual_seed(3))
+        model.evidence.count(labels, is_known(labels))
 
 
 def cmml(
@@ -241,6 +254,7 @@ CASES = [
     cmml("without-alignment", alignment=None),
     cmml("bare", crta=None, memory=None, alignment=None),
     cmml("prototypes", memory=_prototypes),
+    *(cmml(f"evidence-{target}", target, evidence=_evidence(target)) for target in TARGETS),
     cmml("encoders", with_encoders=True),
     cmml("multilabel", "multilabel"),
     cmml("binary", "binary"),

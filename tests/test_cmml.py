@@ -3,7 +3,14 @@ import torch
 from torch import nn
 
 from mmfusion import CMML
-from mmfusion.layers import CRTA, FusionOutput, MemoryBank, PrototypeMemory, ReferenceAlignment
+from mmfusion.layers import (
+    CRTA,
+    FusionOutput,
+    MemoryBank,
+    ModalityEvidence,
+    PrototypeMemory,
+    ReferenceAlignment,
+)
 from mmfusion.losses import (
     alignment_loss,
     class_contrastive_loss,
@@ -67,12 +74,32 @@ def test_the_output_has_the_documented_shapes():
         "visible": (5, 3),
         "neighbour_weights": (5, 3, 2, 8),
         "neighbour_ids": (5, 3, 2, 8),
+        "fused_logits": (5, 4),
     }
     for name, shape in shapes.items():
         assert getattr(out, name).shape == shape, name
     assert out.losses == {}
     assert out.loss is None
-    assert set(shapes) | {"losses", "loss"} == set(FusionOutput._fields)
+    assert out.evidence is None
+    assert set(shapes) | {"losses", "loss", "evidence"} == set(FusionOutput._fields)
+
+
+@pytest.mark.parametrize("target", KINDS)
+def test_evidence_and_the_fused_vector_meet_in_the_middle_and_learn_apart(target):
+    num_classes = made(target).head.classify.out_features
+    evidence = ModalityEvidence(3, 8, num_classes, target)
+    model, labels = made(target, evidence=evidence), labels_of(target)
+    out = model(inputs_of(), PRESENT, VISIBLE, labels)
+    said = model.eval().evidence(out.tokens, VISIBLE)
+    first = model(inputs_of(), PRESENT, VISIBLE)
+    mean = (first.fused_logits + model.evidence(first.tokens, VISIBLE).logits) / 2
+    norm = torch.Tensor.softmax if target == "multiclass" else (lambda logits, _: logits)
+    torch.testing.assert_close(norm(first.logits, 1), norm(mean, 1), atol=1e-5, rtol=1e-5)
+    assert said.evidence[~VISIBLE].eq(0).all()
+    assert out.losses["evidence"] > 0
+    grads = torch.autograd.grad(out.losses["task"], list(evidence.parameters()), allow_unused=True)
+    assert all(grad is None for grad in grads)
+    assert evidence.tally[1].eq((labels == labels).sum(0)).all()  # counted once, in training
 
 
 def test_completed_is_what_is_visible_and_else_the_guess():
@@ -100,7 +127,8 @@ def test_present_is_inferred_where_it_is_not_given():
 
 
 def test_what_is_hidden_does_not_reach_the_output():
-    model, inputs = made().eval(), inputs_of()
+    evidence = ModalityEvidence(3, 8, 4, "multiclass")
+    model, inputs = made(evidence=evidence).eval(), inputs_of()
     moved = {name: value.clone() for name, value in inputs.items()}
     for column, name in enumerate(NAMES):
         moved[name][HIDDEN[:, column]] += 3.0

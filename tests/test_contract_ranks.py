@@ -5,11 +5,14 @@ import traceback
 
 import pytest
 import torch
+from contract_baselines import CASES as BASELINES
 from contract_builders import BY_NAME
 from contract_case import rows
 from torch import Generator, distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+
+from mmfusion.losses import TARGETS
 
 ROWS = (3, 5)
 STEPS = 3  # the second reads what the first wrote, and tells unused parameters from used ones
@@ -24,6 +27,8 @@ MODELS = (
     "CMML-multilabel",
     "CMML-binary",
     "CMML-regression",
+    *(f"CMML-evidence-{target}" for target in TARGETS),
+    *(case.name for case in BASELINES),
 )
 
 

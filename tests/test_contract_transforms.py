@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from contract_baselines import CASES as BASELINES
 from contract_builders import BY_NAME, CASES
 from contract_case import finite, poison, rows
 from test_contract import FLOAT, MODELS, assert_identical, generator
@@ -74,7 +75,10 @@ def test_one_full_graph_serves_every_pattern(case, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["CMML-default", "CMML-prototypes", "CMML-encoders"])
+@pytest.mark.parametrize(
+    "name",
+    ["CMML-default", "CMML-prototypes", "CMML-encoders", *(case.name for case in BASELINES)],
+)
 def test_one_full_graph_serves_every_training_step(name):
     case = BY_NAME[name]
     model = case.ready(filled=False).train()

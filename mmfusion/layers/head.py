@@ -29,6 +29,8 @@ class FusionOutput(NamedTuple):
         neighbour_ids: ``(B, M, L, K)``, the samples they came from; -1 where none.
         losses: Scalars by name; empty without labels.
         loss: Their weighted sum; None without labels.
+        fused_logits: ``(B, Y)``, what the fused vector says alone, where ``logits`` is more.
+        evidence: ``(B, M, Y)``, what each modality adds to the prior on its own.
     """
 
     logits: Tensor
@@ -45,6 +47,8 @@ class FusionOutput(NamedTuple):
     neighbour_ids: Tensor | None
     losses: dict[str, Tensor]
     loss: Tensor | None
+    fused_logits: Tensor | None = None
+    evidence: Tensor | None = None
 
 
 class Head(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from mmfusion.functional import presence_attention
 from mmfusion.layers.reset import reset_children
 
-__all__ = ["PresencePool"]
+__all__ = ["ConcatPool", "PresencePool"]
 
 
 class PresencePool(nn.Module):
@@ -64,3 +64,75 @@ class PresencePool(nn.Module):
         query = self.query.to(keys.dtype).expand(keys.shape[0], 1, 1, -1)
         lengths = (tokens.shape[2],) * tokens.shape[1]
         return presence_attention(query, keys, keys, present, lengths=lengths)[:, 0, 0]
+
+
+class ConcatPool(nn.Module):
+    """Put the modalities side by side and project: each has weights of its own in the result.
+
+    Tokens are normalised first, then averaged per modality; one that is not present counts as zeros
+    and gets zero gradient. Unlike ``PresencePool`` it knows which modality says what, and is tied
+    to their number and order; with nothing present it gives its bias.
+
+    Args:
+        num_modalities: How many modalities, ``M``.
+        dim: Width of a token and of the result, ``D``.
+        dropout: Dropout before the projection.
+        device: Where the parameters live.
+        dtype: Type of the parameters.
+
+    Shape:
+        - ``tokens``: ``(B, M, L, D)``
+        - ``present``: ``(B, M)``, True = counts
+        - result: ``(B, D)``
+
+    Raises:
+        ValueError: If the tensors do not have ``M`` modalities of width ``D``.
+
+    Example:
+        The first modality votes for, the second against; an absent one has no vote.
+
+        >>> pool = ConcatPool(2, dim=2)
+        >>> with torch.no_grad():
+        ...     _ = pool.project.weight.copy_(torch.tensor([[1, 0, -1, 0], [0, 1, 0, -1]]))
+        ...     _ = pool.project.bias.zero_()
+        >>> tokens = torch.tensor([[[[1.0, -1.0]], [[1.0, -1.0]]]])
+        >>> pool(tokens, torch.tensor([[True, True]])).round().tolist()
+        [[0.0, 0.0]]
+        >>> pool(tokens, torch.tensor([[True, False]])).round().tolist()
+        [[1.0, -1.0]]
+
+    References:
+        Our design; on small real data it beat attention pooling (``docs/accuracy.md``).
+    """
+
+    def __init__(
+        self,
+        num_modalities: int,
+        dim: int,
+        *,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
+        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Linear(num_modalities * dim, dim, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        reset_children(self)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """One vector per sample."""
+        sizes = tokens.shape[1] * tokens.shape[-1]
+        if sizes != self.project.in_features or present.shape != tokens.shape[:2]:
+            raise ValueError(
+                f"tokens is {tuple(tokens.shape)} and present {tuple(present.shape)}: this pool was "
+                f"built for M * D = {self.project.in_features}, so they are (B, M, L, D) and "
+                "(B, M). Rebuild it, or reshape them."
+            )
+        present = present[:, :, None, None]
+        pooled = torch.where(present, self.norm(torch.where(present, tokens, 0)), 0).mean(2)
+        fused: Tensor = self.project(self.dropout(pooled.flatten(1)))  # (B, D)
+        return fused

@@ -3,18 +3,23 @@
 import hashlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
+
+Draw = tuple[int, int]
 
 
-class EpochBatches(Sampler[list[int]]):
+class EpochBatches(Sampler[list[Draw]]):
     """Whole batches of one epoch, of which a rank loads its part; the order hangs on the epoch.
 
     Samples come in random order, each once before any comes again, and the last batch is filled
     from the next round. With ``classes``, every class comes equally often instead, and within a
-    class each sample once before any comes again. Set ``epoch`` before iterating.
+    class each sample once before any comes again. Each draw is an index and a seed for its
+    augmentation; ``Seeded`` takes both. Set ``epoch``, and ``start`` to go on within it, before
+    iterating.
 
     Args:
         num_samples: Samples in the set; as many are drawn, rounded up to whole batches.
@@ -32,7 +37,7 @@ class EpochBatches(Sampler[list[int]]):
 
     Example:
         >>> batches = EpochBatches(4, batch_size=2, seed=0, classes=torch.tensor([0, 0, 0, 1]))
-        >>> sum((rows.count(3) for rows in batches), 0), len(batches)
+        >>> sum(index == 3 for draws in batches for index, seed in draws), len(batches)
         (2, 2)
     """
 
@@ -57,12 +62,12 @@ class EpochBatches(Sampler[list[int]]):
         self.steps = math.ceil(num_samples / batch_size)
         share = batch_size // ranks
         self.part = slice(rank * share, (rank + 1) * share)
-        self.epoch = 0
+        self.epoch = self.start = 0
 
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         generator = generator_for(self.seed, self.epoch, "order")
         wanted = self.steps * self.batch_size
         drawn = []
@@ -73,8 +78,38 @@ class EpochBatches(Sampler[list[int]]):
         order_of_all = torch.cat(drawn)
         if len(self.groups) > 1:
             order_of_all = order_of_all[torch.randperm(len(order_of_all), generator=generator)]
-        for rows in order_of_all[:wanted].split(self.batch_size):
-            yield rows[self.part].tolist()
+        seeds = torch.randint(2**62, (wanted,), generator=generator)
+        draws = torch.stack([order_of_all[:wanted], seeds], dim=1)
+        for batch in draws.split(self.batch_size)[self.start :]:
+            yield [(index, seed) for index, seed in batch[self.part].tolist()]
+
+
+class Seeded(Dataset[Any]):
+    """A data set that is asked with a draw, and augments by the seed in it.
+
+    So augmentation is the same whichever worker or rank loads a sample, and after a resume. It
+    seeds torch's generator on the CPU, and leaves its state as it was.
+
+    Args:
+        data: The data set; what it draws, it draws from torch's generator.
+
+    Example:
+        >>> class Noise(Dataset):
+        ...     def __getitem__(self, index):
+        ...         return torch.rand(()).item()
+        >>> noise = Seeded(Noise())
+        >>> noise[0, 7] == noise[0, 7] != noise[0, 8]
+        True
+    """
+
+    def __init__(self, data: Dataset[Any]) -> None:
+        self.data = data
+
+    def __getitem__(self, draw: Draw) -> Any:
+        index, seed = draw
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
+            return self.data[index]
 
 
 def generator_for(seed: int, epoch: int, purpose: str) -> Generator:

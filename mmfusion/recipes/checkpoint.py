@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from mmfusion.recipes.sharding import split_like, whole
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -42,6 +46,9 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors, and what JSON can hold about them, as one safetensors file.
 
+    Raises:
+        OSError: If it cannot be written; what was there before still is.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +59,40 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
     """
     # Clones, because safetensors refuses tensors that share memory (an encoder used twice).
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_whole(path, lambda part: save_file(own, part, metadata={"about": json.dumps(about)}))
+    metadata = {"about": json.dumps(about)}
+    try:
+        write_whole(path, lambda part: save_file(own, part, metadata=metadata))
+    except (OSError, SafetensorError) as error:
+        needed = sum(tensor.nbytes for tensor in own.values()) / 1e6
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise OSError(
+            f"{path} could not be written ({error}): it takes {needed:.1f} MB, and {free:.1f} MB "
+            "are free there. The file of before is kept, if there was one. Free some space, and "
+            "go on with resume."
+        ) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder if need be, and see that files can be written there, before hours of work.
+
+    Raises:
+        ValueError: If they cannot.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     check_folder(Path(folder, "a", "b"))
+        ...     Path(folder, "a", "b").is_dir()
+        True
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"folder={str(folder)!r} takes no files ({error.strerror}): checkpoints go there. Pass "
+            "another folder, or make this one writable."
+        ) from None
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -72,27 +112,35 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def pack(model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any]:
+def pack(
+    modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], Any]:
     """Weights, buffers and the optimiser's moments by name; its plain settings beside them.
+
+    Over several ranks each has to ask.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> optimiser = torch.optim.AdamW(model.parameters())
         >>> model(torch.ones(1, 1)).sum().backward(); optimiser.step()
-        >>> sorted(pack(model, optimiser)[0])
+        >>> sorted(pack({"model": model}, optimiser)[0])
         ['model.weight', 'optimiser.0.exp_avg', 'optimiser.0.exp_avg_sq', 'optimiser.0.step']
     """
     state = optimiser.state_dict()
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, moments in state["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": moment for name, moment in moments.items()}
+    owners = {owner: module.state_dict() for owner, module in modules.items()}
+    owners |= {f"optimiser.{index}": moments for index, moments in state["state"].items()}
+    tensors = {
+        f"{owner}.{name}": whole(tensor)
+        for owner, group in owners.items()
+        for name, tensor in group.items()
+    }
     return tensors, state["param_groups"]
 
 
 def unpack(
     tensors: Mapping[str, Tensor],
     groups: Any,
-    model: nn.Module,
+    modules: Mapping[str, nn.Module],
     optimiser: torch.optim.Optimizer,
 ) -> None:
     """Load what ``pack`` gave, in place.
@@ -100,16 +148,34 @@ def unpack(
     Example:
         >>> model = nn.Linear(1, 1)
         >>> optimiser = torch.optim.AdamW(model.parameters())
-        >>> unpack(*pack(model, optimiser), model, optimiser)
+        >>> unpack(*pack({"model": model}, optimiser), {"model": model}, optimiser)
     """
-    weights: dict[str, Tensor] = {}
-    moments: dict[int, dict[str, Tensor]] = {}
+    owned: dict[str, dict[str, Tensor]] = {name: {} for name in (*modules, "optimiser")}
     for name, tensor in tensors.items():
         owner, _, rest = name.partition(".")
-        if owner == "model":
-            weights[rest] = tensor
-        else:
-            index, _, moment = rest.partition(".")
-            moments.setdefault(int(index), {})[moment] = tensor
-    model.load_state_dict(weights)
+        owned[owner][rest] = tensor
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in owned.pop("optimiser").items():
+        number, _, moment = name.partition(".")
+        parameter = parameters[int(number)]
+        split = split_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+        moments.setdefault(int(number), {})[moment] = split
+    for owner, weights in owned.items():
+        load_weights(modules[owner], weights)
     optimiser.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load whole tensors into a module, which may be split over ranks.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> load_weights(model, {"weight": torch.ones(1, 1)})
+        >>> model.weight.item()
+        1.0
+    """
+    own = module.state_dict()
+    module.load_state_dict(
+        {k: split_like(v, own[k]) if k in own else v for k, v in weights.items()}
+    )

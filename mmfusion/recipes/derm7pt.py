@@ -4,9 +4,8 @@ The images belong to their owners (derm.cs.sfu.ca) and are never part of this pa
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,32 +15,23 @@ from mmfusion.recipes.derm7pt_format import (
     CRITERIA,
     GROUPS,
     INPUTS,
-    MARKER,
     SPLITS,
     VALUES,
     find_release,
-    read_photo,
     read_splits,
     read_table,
 )
+from mmfusion.recipes.images import (
+    BrokenPhoto,
+    check_choice,
+    check_size,
+    read_photos,
+    transformed,
+)
+from mmfusion.recipes.images import random_flips as random_flips
+from mmfusion.recipes.synthetic import MARKER
 
 PHOTOS = ("clinic", "derm")
-
-
-class BrokenPhoto(NamedTuple):
-    """A photo that meta.csv names and that cannot be read.
-
-    Attributes:
-        row: 0-based position in meta.csv.
-        column: ``"clinic"`` or ``"derm"``.
-        file: The name, as meta.csv spells it.
-        reason: Why it cannot be read.
-    """
-
-    row: int
-    column: str
-    file: str
-    reason: str
 
 
 class Derm7pt(Dataset[dict[str, Any]]):
@@ -116,11 +106,11 @@ class Derm7pt(Dataset[dict[str, Any]]):
         transform: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
         on_broken: Literal["raise", "missing"] = "raise",
     ) -> None:
-        _check_choice("split", split, SPLITS)
-        _check_choice("target", target, ("diagnosis5", "diagnosis2", "criteria"))
-        _check_choice("columns", columns, tuple(INPUTS))
-        _check_choice("on_broken", on_broken, ("raise", "missing"))
-        self.image_size = _check_size(image_size)
+        check_choice("split", split, SPLITS)
+        check_choice("target", target, ("diagnosis5", "diagnosis2", "criteria"))
+        check_choice("columns", columns, tuple(INPUTS))
+        check_choice("on_broken", on_broken, ("raise", "missing"))
+        self.image_size = check_size(image_size)
         self.root = find_release(Path(root).expanduser())
         self.is_synthetic = (self.root / MARKER).is_file()
         self.transform = transform
@@ -167,25 +157,20 @@ class Derm7pt(Dataset[dict[str, Any]]):
         self.shapes = {"clinic": photo, "derm": photo, "meta": (len(features),)}
 
     def _set_photos(self, table: Sequence[dict[str, str]], rows: Sequence[int]) -> None:
-        images = self.root / "images"
-        self.photos = torch.zeros(len(rows), 2, 3, *self.image_size, dtype=torch.uint8)
         self.present = torch.ones(len(rows), 3, dtype=torch.bool)
         self.present[:, 0] = torch.tensor([table[i]["clinic"] != table[i]["derm"] for i in rows])
         self.present[:, 2] = ~self.meta.isnan().all(dim=1)
-
-        def load(slot: list[int]) -> BrokenPhoto | None:
-            case, photo = slot
-            column, file = PHOTOS[photo], table[rows[case]][PHOTOS[photo]]
-            try:
-                self.photos[case, photo] = read_photo(images, file, self.image_size)
-            except ValueError as error:
-                self.present[case, photo] = False
-                return BrokenPhoto(rows[case], column, file, str(error))
-            return None
-
-        with ThreadPoolExecutor() as pool:  # decoding releases the GIL
-            results = list(pool.map(load, self.present[:, :2].nonzero().tolist()))
-        self.broken = tuple(result for result in results if result is not None)
+        files = [
+            [table[i][name] if here else None for name, here in zip(PHOTOS, seen, strict=False)]
+            for i, seen in zip(rows, self.present.tolist(), strict=True)
+        ]
+        self.photos, reasons = read_photos(self.root / "images", files, self.image_size)
+        self.broken = tuple(
+            BrokenPhoto(rows[case], PHOTOS[photo], table[rows[case]][PHOTOS[photo]], reason)
+            for (case, photo), reason in reasons.items()
+        )
+        for case, photo in reasons:
+            self.present[case, photo] = False
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -193,14 +178,7 @@ class Derm7pt(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         here = [i for i in range(len(PHOTOS)) if self.present[index, i]]
         photos = {PHOTOS[i]: self.photos[index, i].float() / 255 for i in here}
-        if self.transform is not None:
-            photos = self.transform(dict(photos))
-            if sorted(photos) != sorted(PHOTOS[i] for i in here):
-                raise ValueError(
-                    f"transform returned {sorted(photos)} for {[PHOTOS[i] for i in here]}: it "
-                    "returns the photos it was given, under their names. Hide modalities with "
-                    "mmfusion.missingness instead."
-                )
+        photos = transformed(photos, self.transform)
         inputs = {name: photos.get(name) for name in PHOTOS} | {"meta": self.meta[index]}
         labels = self.labels[index]
         return {
@@ -208,38 +186,3 @@ class Derm7pt(Dataset[dict[str, Any]]):
             "labels": labels if labels.dim() else int(labels),
             "sample_ids": int(self.sample_ids[index]),
         }
-
-
-def random_flips(photos: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Flip the photos of one case, all of them alike: a ``transform`` for ``Derm7pt``.
-
-    Each axis is flipped with probability one half, drawn from torch's own generator.
-
-    Args:
-        photos: The photos present, ``(3, H, W)`` each.
-
-    Example:
-        >>> photo = torch.rand(3, 2, 2)
-        >>> flipped = random_flips({"clinic": photo, "derm": photo})
-        >>> bool((flipped["clinic"] == flipped["derm"]).all())
-        True
-    """
-    axes = [axis for axis in (-2, -1) if torch.rand(()) < 0.5]
-    return {name: photo.flip(axes) for name, photo in photos.items()}
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"{name}={value!r}: {name} is one of a few words. Pass one of {', '.join(choices)}."
-        )
-
-
-def _check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, width) < 1:
-        raise ValueError(
-            f"image_size={image_size}: a photo has at least one pixel each way. Pass the side, or "
-            "(height, width)."
-        )
-    return height, width

@@ -3,15 +3,10 @@
 What the reader (``derm7pt``) and the writer of a synthetic release (``derm7pt_synthetic``) share.
 """
 
-import csv
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
+from mmfusion.recipes.tables import read_rows
 
-MARKER = "SYNTHETIC.txt"
 SPLITS = ("train", "valid", "test")
 COLUMNS = (
     "case_num diagnosis seven_point_score pigment_network streaks pigmentation "
@@ -101,7 +96,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     Raises:
         ValueError: If the header or a cell is not as in the release.
     """
-    table = _read_csv(path, COLUMNS)
+    table = read_rows(path, COLUMNS)
     allowed = {column: tuple(values) for column, values in VALUES.items()}
     allowed["seven_point_score"] = tuple(str(score) for score in range(11))
     for position, row in enumerate(table):
@@ -145,7 +140,7 @@ def read_splits(folder: Path, num_rows: int) -> dict[str, list[int]]:
     owners: dict[int, str] = {}
     for split in SPLITS:
         path = folder / f"{split}_indexes.csv"
-        for position, row in enumerate(_read_csv(path, ["indexes"])):
+        for position, row in enumerate(read_rows(path, ["indexes"])):
             cell = row["indexes"]
             if not (cell.isascii() and cell.isdigit() and int(cell) < num_rows):
                 raise ValueError(
@@ -165,65 +160,3 @@ def read_splits(folder: Path, num_rows: int) -> dict[str, list[int]]:
             f"train, valid and test together cover every row. {cure}"
         )
     return {s: [i for i, name in owners.items() if name.startswith(s)] for s in SPLITS}
-
-
-def read_photo(images: Path, file: str, size: tuple[int, int]) -> Tensor:
-    """Read a photo as RGB, cut to the largest centred box of the wanted aspect, and scale it.
-
-    Args:
-        images: The folder of all photos.
-        file: The name below it, in the spelling of meta.csv.
-        size: Height and width.
-
-    Shape:
-        - result: ``(3, H, W)``, uint8
-
-    Raises:
-        ValueError: With the reason alone; the caller knows the row and the column.
-    """
-    path = images / file
-    if not path.is_file():
-        other = _other_case(images, file)
-        raise ValueError(
-            f"is not there, though {other!r} is (upper and lower case count)"
-            if other
-            else "is not there"
-        )
-    try:
-        with Image.open(path) as photo:
-            rgb = photo.convert("RGB")
-    except (OSError, SyntaxError) as error:  # SyntaxError is Pillow's word for a broken header
-        raise ValueError(f"cannot be decoded ({error})") from None
-    fitted = ImageOps.fit(rgb, (size[1], size[0]), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
-
-
-def _read_csv(path: Path, columns: list[str]) -> list[dict[str, str]]:
-    """The rows below the header; like pandas, a blank line is no row and a BOM no character."""
-    cure = f"Take {path.name} from the release, unchanged."
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: {error}: the file is a csv in UTF-8. {cure}") from None
-    if header != columns:
-        raise ValueError(
-            f"{path}: the header is {','.join(header)!r}: it must be {','.join(columns)!r}, in "
-            f"this order. {cure}"
-        )
-    for position, row in enumerate(rows):
-        if len(row) != len(columns):
-            raise ValueError(
-                f"{path} row {position} has {len(row)} cells: each row has {len(columns)}. {cure}"
-            )
-    return [dict(zip(columns, row, strict=True)) for row in rows]
-
-
-def _other_case(images: Path, file: str) -> str | None:
-    """A file whose name differs in upper and lower case alone."""
-    parent, _, name = file.lower().rpartition("/")
-    folders = [folder for folder in images.iterdir() if folder.name.lower() == parent]
-    for path in (path for folder in folders for path in folder.iterdir()):
-        if path.name.lower() == name:
-            return path.relative_to(images).as_posix()
-    return None

@@ -6,15 +6,14 @@ less sharply, the table least. No image, number or name comes from a patient.
 """
 
 import csv
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmfusion.recipes.derm7pt_format import COLUMNS, CRITERIA, GROUPS, MARKER, SPLITS, VALUES
+from mmfusion.recipes.derm7pt_format import COLUMNS, CRITERIA, GROUPS, SPLITS, VALUES
 from mmfusion.recipes.derm7pt_lesions import CAUSES, draw_photos
+from mmfusion.recipes.synthetic import write_release
 
 Floats = NDArray[np.float64]
 Words = NDArray[np.str_]
@@ -89,58 +88,25 @@ def write_synthetic_release(
         ValueError: If a size is too small, or ``root`` holds something else.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     root = write_synthetic_release(folder, num_cases=30)
         ...     sorted(path.name for path in root.iterdir())
         ['SYNTHETIC.txt', 'images', 'meta']
     """
-    root = Path(root).expanduser()
-    marker = _marker(num_cases, seed, image_size)
-    if _holds(root, marker):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
-        release = Path(scratch) / "release"
-        (release / "meta").mkdir(parents=True)
-        (release / MARKER).write_text(marker, encoding="utf-8", newline="\n")
-        _write(release, num_cases, seed, image_size)
-        try:
-            if root.exists():
-                root.rmdir()  # an empty folder gives way; Windows would not rename onto it
-            os.rename(release, root)
-        except OSError:  # another process was faster
-            if not _holds(root, marker):
-                raise
-    return root
-
-
-def _marker(num_cases: int, seed: int, image_size: tuple[int, int]) -> str:
     if num_cases < 30 or min(image_size) < 16 or seed < 0:
         raise ValueError(
             f"num_cases={num_cases}, seed={seed}, image_size={image_size}: a release has at least "
             "30 cases and photos of at least 16 pixels each way, and a seed is not negative. "
             "Raise what is too small."
         )
-    return (
-        "SYNTHETIC: drawn by mmfusion in the format of Derm7pt. No patient, no clinical meaning.\n"
-        f"version={VERSION}\nnum_cases={num_cases}\nseed={seed}\n"
-        f"image_size={image_size[0]}x{image_size[1]}\n"
+    size = f"{image_size[0]}x{image_size[1]}"
+    return write_release(
+        root,
+        "Derm7pt",
+        {"version": VERSION, "num_cases": num_cases, "seed": seed, "image_size": size},
+        lambda release: _write(release, num_cases, seed, image_size),
     )
-
-
-def _holds(root: Path, marker: str) -> bool:
-    """Whether ``root`` is the release of this marker; a free or empty ``root`` is not."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    found = root / MARKER
-    text = found.read_text(encoding="utf-8") if found.is_file() else "no " + MARKER
-    if text != marker:
-        raise ValueError(
-            f"root={str(root)!r} holds {' '.join(text.split())!r}: an existing folder is reused "
-            f"only if it is the same release ({' '.join(marker.split()[-4:])}) and is never "
-            "overwritten. Pass another root, or remove that folder yourself."
-        )
-    return True
 
 
 def _write(release: Path, num_cases: int, seed: int, image_size: tuple[int, int]) -> None:
@@ -161,6 +127,7 @@ def _write(release: Path, num_cases: int, seed: int, image_size: tuple[int, int]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 photo.save(path, format="JPEG", quality=90)
     meta = release / "meta"
+    meta.mkdir()
     _write_csv(meta / "meta.csv", COLUMNS, np.stack([table[c] for c in COLUMNS], axis=1))
     for split in SPLITS:
         rows = np.flatnonzero(splits == split).astype(str)

@@ -1,12 +1,10 @@
-"""Score a model on every subset of modalities and three rates; a table, a plot, a JSON file.
-
-Undefined scores are NaN here, null in the JSON file, and always come with their reason.
-"""
+"""What the examples share around ``mmfusion.evaluation``: batches in order, and what is written."""
 
 import importlib.metadata
 import json
 import math
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +13,43 @@ import numpy as np
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import gather_object, send_to_device
-from sklearn.metrics import recall_score, roc_auc_score
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from mmfusion.missingness import PatternSet, all_patterns
+from mmfusion.evaluation import MissingnessReport, score
+from mmfusion.missingness import PatternSet
 from mmfusion.recipes.checkpoint import write_whole
 
-RATES = (0.3, 0.5, 0.7)
-Tasks = Mapping[str, Sequence[str]]
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
+
+
+def in_order(data: Dataset[Any], collate: Collate, batch_size: int = 64) -> DataLoader[Any]:
+    """Batches for ``evaluate``; over several ranks, of the consecutive part that is this one's.
+
+    Args:
+        data: Items as ``collate`` takes them.
+        collate: Items to a batch of ``inputs``, ``present`` and ``labels``.
+        batch_size: Samples at a time.
+
+    Example:
+        >>> [len(batch) for batch in in_order(range(5), list, batch_size=2)]
+        [2, 2, 1]
+    """
+    state, rows = PartialState(), torch.arange(len(data))  # type: ignore[arg-type]
+    mine = rows.tensor_split(state.num_processes)[state.process_index]
+    return DataLoader(
+        Subset(data, mine.tolist()),
+        batch_size=batch_size,
+        collate_fn=collate,
+        generator=Generator(),  # else it would draw from the caller's
+    )
 
 
 @torch.no_grad()
 def predict(
     model: nn.Module,
     data: Dataset[Any],
-    collate: Callable[[Sequence[Any]], dict[str, Any]],
+    collate: Collate,
     present: Tensor | None = None,
     batch_size: int = 64,
 ) -> Tensor:
@@ -73,202 +92,117 @@ def predict(
     return torch.cat(gather_object(logits))
 
 
-def score(logits: Tensor, labels: Tensor, tasks: Tasks) -> dict[str, Any]:
-    """Macro one-vs-rest AUC and balanced accuracy of each task, and their means over tasks.
+def pooled(report: MissingnessReport) -> float:
+    """The main metric over all conditions in one ranking, as if they were one data set.
 
-    The logits of the tasks lie side by side; within a task the highest one is the prediction.
-
-    Args:
-        logits: Of all samples.
-        labels: Class of each sample in each task.
-        tasks: Task -> its classes, in the order of the logits and of the columns of ``labels``.
-
-    Shape:
-        - ``logits``: ``(B, Y)``; ``labels``: ``(B,)`` or ``(B, tasks)``, int64
-
-    Returns:
-        ``auc``, ``balanced_accuracy``, ``undefined`` (reasons, empty where all is defined), and for
-        several tasks ``tasks`` with the same for each.
-
-    Example:
-        >>> found = score(torch.eye(3)[:2], torch.tensor([0, 1]), {"diagnosis": ("A", "B", "C")})
-        >>> found["auc"], found["undefined"]
-        (nan, ['diagnosis: none of 2 cases is C'])
-    """
-    columns = labels.reshape(len(labels), len(tasks)).unbind(1)
-    blocks = logits.split([len(classes) for classes in tasks.values()], dim=1)
-    each = {
-        task: _score_task(block.softmax(1).numpy(), column.numpy(), task, classes)
-        for (task, classes), block, column in zip(tasks.items(), blocks, columns, strict=True)
-    }
-    if len(each) == 1:
-        return next(iter(each.values()))
-    found: dict[str, Any] = {
-        key: float(np.mean([one[key] for one in each.values()]))
-        for key in ("auc", "balanced_accuracy")
-    }
-    found["undefined"] = [reason for one in each.values() for reason in one["undefined"]]
-    return found | {"tasks": each}
-
-
-def _score_task(
-    probabilities: np.ndarray, labels: np.ndarray, task: str, classes: Sequence[str]
-) -> dict[str, Any]:
-    counts = np.bincount(labels, minlength=len(classes))
-    absent = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if absent or not len(labels):
-        reason = f"{task}: none of {len(labels)} cases is {', '.join(absent)}"
-        return {"auc": math.nan, "balanced_accuracy": math.nan, "undefined": [reason]}
-    one_hot = np.eye(len(classes))[labels]
-    taken = slice(None) if len(classes) > 2 else slice(1, 2)  # both of two say the same
-    auc = roc_auc_score(one_hot[:, taken], probabilities[:, taken], average="macro")
-    accuracy = recall_score(labels, probabilities.argmax(1), average="macro")
-    return {"auc": float(auc), "balanced_accuracy": float(accuracy), "undefined": []}
-
-
-def evaluate(
-    model: nn.Module,
-    data: Any,
-    collate: Callable[[Sequence[Any]], dict[str, Any]],
-    folder: Path,
-    *,
-    seed: int,
-    split: str = "test",
-    batch_size: int = 64,
-) -> dict[str, Any]:
-    """Score every subset of modalities, and fixed patterns at three rates, which are saved.
-
-    A subset is scored on the cases that have all of it; a rate on the cases of which it leaves
-    something. At a rate each modality goes with that probability, one always stays.
+    So scores have to compare across patterns, as they do where patients lack different things.
 
     Args:
-        model: The model.
-        data: A data set with ``names``, ``labels``, ``present`` and ``tasks``, such as ``Derm7pt``.
-        collate: As for ``predict``.
-        folder: Gets ``patterns-<split>-<rate>.json``.
-        seed: Of the patterns at a rate.
-        split: Of the patterns too.
-        batch_size: Samples at a time.
-
-    Returns:
-        ``subsets`` and ``rates``, each a list of dicts with ``name``, ``cases`` and what ``score``
-        gives; a rate also has its realised rates and the hash of its patterns.
+        report: With its predictions.
 
     Example:
-        >>> import functools, mmfusion, tempfile
-        >>> from mmfusion.recipes.derm7pt import Derm7pt
-        >>> from mmfusion.recipes.derm7pt_synthetic import write_synthetic_release
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     root = write_synthetic_release(Path(folder, "release"), num_cases=30)
-        ...     data = Derm7pt(root, "test", image_size=16)
-        ...     photo = torch.nn.Flatten(), 3 * 16 * 16
-        ...     model = mmfusion.CMML(
-        ...         {"clinic": photo, "derm": photo, "meta": 14}, num_classes=5, dim=8
-        ...     )
-        ...     join = functools.partial(mmfusion.presence.collate, names=data.names)
-        ...     report = evaluate(model, data, join, Path(folder), seed=0)
-        >>> [row["name"] for row in report["subsets"]][-2:]
-        ['clinic + derm', 'clinic + derm + meta']
+        >>> from mmfusion.evaluation import evaluate
+        >>> def model(inputs, present):  # each subset by itself is in order
+        ...     return inputs["a"] + inputs["b"] + 9 * present[:, :1]
+        >>> table = torch.tensor([[0.0], [1.0]])
+        >>> data = {"inputs": {"a": table, "b": table}, "labels": torch.tensor([0, 1])}
+        >>> report = evaluate(model, data, kinds=["subset"], target="binary", num_bootstrap=0)
+        >>> [one.values["auc_macro"] for one in report.scores], round(pooled(report), 3)
+        ([1.0, 1.0, 1.0], 0.722)
     """
+    kept: Any = [(one.probabilities, one.labels) for one in report.scores]
+    chances, labels = map(np.concatenate, zip(*kept, strict=True))
+    classes = report.about.get("tasks", report.classes)
+    values, _ = score(chances, labels, report.metrics[:1], report.target, classes)
+    return values[report.metrics[0]]
 
-    def scored(name: str, present: Tensor, taken: Tensor) -> dict[str, Any]:
-        logits = predict(model, data, collate, present, batch_size)
-        found = score(logits[taken], data.labels[taken], data.tasks)
-        return {"name": name, "cases": int(taken.sum()), **found}
 
-    subsets, rates = [], []
-    for pattern in sorted(all_patterns(len(data.names)).tolist(), key=lambda row: (sum(row), row)):
-        present = torch.tensor(pattern).expand(len(data), -1)
-        name = " + ".join(n for n, seen in zip(data.names, pattern, strict=True) if seen)
-        subsets.append(scored(name, present, (data.present | ~present).all(1)))
-    for rate in RATES:
-        patterns = PatternSet.draw(
-            "per_modality", len(data), data.names, [rate] * len(data.names), seed=seed, split=split
+def by_task(report: MissingnessReport) -> dict[str, dict[str, float]]:
+    """The metrics of each of several tasks, where all modalities are present.
+
+    Args:
+        report: With its predictions, of tasks side by side.
+
+    Example:
+        >>> from mmfusion.evaluation import evaluate
+        >>> def model(inputs, present):
+        ...     return inputs["a"]
+        >>> data = {"inputs": {"a": torch.eye(4)[[0, 3]]}, "labels": torch.tensor([[0, 1], [1, 1]])}
+        >>> tasks = {"colour": ("red", "blue"), "size": ("small", "large")}
+        >>> how = {"target": "multiclass", "metrics": ["accuracy"], "classes": tasks}
+        >>> by_task(evaluate(model, data, **how))
+        {'colour': {'accuracy': 0.5}, 'size': {'accuracy': 0.5}}
+    """
+    tasks: Mapping[str, Sequence[str]] = report.about["tasks"]
+    complete = (True,) * len(report.names)
+    whole: Any = next(one for one in report.scores if one.condition.pattern == complete)
+    ends = np.cumsum([len(classes) for classes in tasks.values()])[:-1]
+    blocks = np.split(whole.probabilities, ends, axis=1)
+    return {
+        task: score(block, column, report.metrics, report.target, classes)[0]
+        for (task, classes), block, column in zip(
+            tasks.items(), blocks, whole.labels.T, strict=True
         )
-        if PartialState().is_main_process:
-            patterns.save(folder / f"patterns-{split}-{rate}.json")
-        left = (data.present & patterns.present).any(1)
-        about = {"rate": rate, "realised": patterns.realised(), "sha256": patterns.hash}
-        rates.append(scored(f"rate {rate}", patterns.present, left) | about)
-    return {"subsets": subsets, "rates": rates}
+    }
 
 
-def table(reports: Mapping[str, dict[str, Any]]) -> str:
-    """The reports side by side, as plain text.
-
-    Example:
-        >>> row = {"cases": 9, "auc": 0.75, "balanced_accuracy": float("nan"), "undefined": ["why"]}
-        >>> print(table({"CMML": {"subsets": [{"name": "derm", **row}], "rates": []}}))
-        what is present         cases    CMML: AUC  bal. acc.
-        derm                        9        0.750        nan
-        nan: why
-    """
-    wide = {name: max(13, len(name) + 8) for name in reports}
-    first = next(iter(reports.values()))
-
-    def line(name: str, cases: Any, rows: Sequence[dict[str, Any]]) -> str:
-        cells = (
-            f"{row['auc']:>{width}.3f}{row['balanced_accuracy']:>11.3f}"
-            for row, width in zip(rows, wide.values(), strict=True)
-        )
-        return f"{name:22}{cases:>7}" + "".join(cells)
-
-    heads = "".join(f"{f'{name}: AUC':>{width}}  bal. acc." for name, width in wide.items())
-    lines, reasons = [f"{'what is present':22}{'cases':>7}{heads}"], []
-    for kind in ("subsets", "rates"):
-        for place, row in enumerate(first[kind]):
-            rows = [report[kind][place] for report in reports.values()]
-            lines.append(line(row["name"], row["cases"], rows))
-            reasons += [f"nan: {reason}" for one in rows for reason in one["undefined"]]
-    for task in first["subsets"][-1].get("tasks", ()):
-        whole = [report["subsets"][-1]["tasks"][task] for report in reports.values()]
-        lines.append(line(task, "all", whole))
-    for row in first["rates"]:
-        realised = ", ".join(f"{kind} {value:.3f}" for kind, value in row["realised"].items())
-        nominal = f"{row['name']} (each modality, nominal)"
-        lines.append(f"{nominal}: realised {realised}; sha256 {row['sha256'][:12]}")
-    return "\n".join([*lines, *dict.fromkeys(reasons)])
-
-
-def plot(reports: Mapping[str, dict[str, Any]], path: Path, title: str) -> None:
-    """AUC of every subset on the left; on the right over the rates, complete samples at 0.
+def write_reports(reports: Sequence[MissingnessReport], folder: Path) -> None:
+    """Write ``report.html`` and ``report.png`` of a method beside others, and every number.
 
     Args:
-        reports: Name of a model -> what ``evaluate`` gave.
-        path: A PNG file.
-        title: Above both; say there if the data are synthetic.
+        reports: The first is ``metrics.json`` and what the page and the image are about; another
+            is ``metrics-<method>.json``.
+        folder: Where to.
 
     Example:
         >>> import tempfile
-        >>> subset, rate = {"name": "derm", "auc": 0.9}, {"rate": 0.5, "auc": 0.8}
-        >>> report = {"subsets": [subset], "rates": [rate]}
+        >>> from mmfusion.evaluation import evaluate
+        >>> def model(inputs, present):
+        ...     return inputs["a"]
+        >>> data = {"inputs": {"a": torch.eye(3)}, "labels": torch.arange(3)}
+        >>> reports = [evaluate(model, data, target="multiclass", method=m) for m in ("A", "B C")]
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     plot({"CMML": report}, Path(folder, "auc.png"), "SYNTHETIC")
+        ...     write_reports(reports, Path(folder))
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['metrics-B-C.json', 'metrics.json', 'report.html', 'report.png']
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    first, *others = reports
+    first.to_json(folder / "metrics.json")
+    for other in others:
+        name = re.sub(r"\W+", "-", other.method)
+        other.to_json(folder / f"metrics-{name}.json")
+    first.plot(folder / "report.png")
+    first.to_html(folder / "report.html", others)
 
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    names = [row["name"] for row in next(iter(reports.values()))["subsets"]]
-    for number, (label, report) in enumerate(reports.items()):
-        places = np.arange(len(names)) + 0.16 * (number - (len(reports) - 1) / 2)
-        left.plot([row["auc"] for row in report["subsets"]], places, "o", label=label)
-        auc = [report["subsets"][-1]["auc"], *(row["auc"] for row in report["rates"])]
-        right.plot([0, *(row["rate"] for row in report["rates"])], auc, "o-", label=label)
-    left.set(yticks=range(len(names)), yticklabels=names, xlabel="AUC", title="What is present")
-    left.invert_yaxis()
-    right.set(
-        xlabel="nominal rate at which each modality is absent",
-        ylabel="AUC",
-        title="Random absence",
-    )
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    right.legend()
-    figure.suptitle(title)
-    write_whole(path, lambda part: figure.savefig(part, dpi=150))
+
+def write_patterns(report: MissingnessReport, num_samples: int, folder: Path) -> None:
+    """Write the patterns of each rate per modality, drawn again: ``patterns-<rate>-<seed>.json``.
+
+    Args:
+        report: Of ``evaluate``.
+        num_samples: Samples of the data it was given.
+        folder: Where to.
+
+    Example:
+        >>> import tempfile
+        >>> from mmfusion.evaluation import evaluate
+        >>> def model(inputs, present):
+        ...     return inputs["a"]
+        >>> data = {"inputs": {"a": torch.eye(3), "b": torch.eye(3)}, "labels": torch.arange(3)}
+        >>> report = evaluate(model, data, target="multiclass", rates=(0.5,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_patterns(report, 3, Path(folder))
+        ...     patterns = PatternSet.load(Path(folder, "patterns-0.5-0.json"))
+        >>> patterns.hash == report.scores[-1].sha256
+        True
+    """
+    for one in report.scores:
+        rate = one.condition.rate
+        if one.condition.kind == "per_modality" and rate:
+            rates = [rate] * len(report.names)
+            how: dict[str, Any] = {"seed": one.seed, "split": "test"}
+            patterns = PatternSet.draw("per_modality", num_samples, report.names, rates, **how)
+            patterns.save(folder / f"patterns-{rate}-{one.seed}.json")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmfusion.layers import PresencePool
+from mmfusion.layers import ConcatPool, PresencePool
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}
 
@@ -54,3 +54,41 @@ def test_the_query_learns():
     pool = PresencePool(3)
     pool(torch.randn(4, 2, 2, 3), torch.ones(4, 2).bool()).square().sum().backward()
     assert pool.query.grad.any()
+
+
+def test_modalities_side_by_side_by_hand():
+    pool = ConcatPool(2, 3)
+    torch.nn.init.normal_(pool.norm.bias)  # zeros stay zeros, whatever the norm makes of them
+    tokens, present = torch.randn(2, 2, 4, 3), torch.tensor([[True, True], [False, True]])
+    a, b = pool.norm(tokens).mean(2).unbind(1)
+    for row, parts in enumerate(([a[0], b[0]], [torch.zeros(3), b[1]])):
+        expected = pool.project(torch.cat(parts))
+        torch.testing.assert_close(pool(tokens, present)[row], expected, **TOLERANCE)
+
+
+def test_it_tells_modalities_apart():
+    pool, tokens = ConcatPool(2, 3), torch.randn(1, 2, 4, 3)
+    both = torch.tensor([[True, True]])
+    assert not torch.allclose(pool(tokens, both), pool(tokens.flip(1), both))
+
+
+@pytest.mark.parametrize("content", [float("nan"), float("inf"), 1e30])
+def test_what_is_absent_counts_as_zeros_and_gets_no_gradient(content):
+    pool, tokens = ConcatPool(2, 3), torch.randn(2, 2, 4, 3)
+    present = torch.tensor([[True, False], [False, False]])
+    dirty = torch.where(present[:, :, None, None], tokens, content).requires_grad_()
+    out = pool(dirty, present)
+    assert torch.equal(out, pool(tokens, present))
+    torch.testing.assert_close(out[1], pool.project.bias)
+    out.square().sum().backward()
+    assert dirty.grad[~present].eq(0).all()
+    assert dirty.grad[present].any()
+    assert all(p.grad.isfinite().all() for p in pool.parameters())
+
+
+def test_dropout_of_the_concatenation_acts_in_training_alone():
+    pool = ConcatPool(2, 32, dropout=0.5)
+    batch = torch.randn(1, 2, 4, 32), torch.tensor([[True, True]])
+    assert not torch.equal(pool(*batch), pool(*batch))
+    pool.eval()
+    assert torch.equal(pool(*batch), pool(*batch))

@@ -1,19 +1,22 @@
 """A tiny training run that can be told to die; a script for test_training.
 
-python resumable.py FOLDER [STEPS]   STEPS: kill this process when so many steps have begun.
+python resumable.py FOLDER [STEPS SIGNAL]   send this process SIGNAL when STEPS steps have begun
 """
 
 import json
 import os
-import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 import mmfusion
 from mmfusion.recipes.batches import EpochBatches
+from mmfusion.recipes.launch import join_processes
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.reporting import predict
 from mmfusion.recipes.training import fit
@@ -21,7 +24,16 @@ from mmfusion.recipes.training import fit
 torch.set_num_threads(1)  # with more, rounding hangs on how busy the machine is
 
 NUM_SAMPLES, BATCH_SIZE = 48, 8
-PLAN = Plan(epochs=4, batch_size=BATCH_SIZE, learning_rate=1e-2, seed=3)
+# Everything that has a state of its own is on.
+PLAN = Plan(
+    epochs=4,
+    batch_size=BATCH_SIZE,
+    accumulate=2,
+    learning_rate=1e-2,
+    ema=0.8,
+    hide_ramp=0.5,
+    seed=3,
+)
 
 
 def samples(num_samples: int = NUM_SAMPLES) -> list[dict[str, Any]]:
@@ -64,32 +76,62 @@ def run(
     **kind: Any,
 ) -> dict[str, Any]:
     net = model() if net is None else net
-    rows = samples() if data is None else data
+    rows = Noisy(samples()) if data is None else data
     history = fit(net, rows, loss_on_all, plan, folder, collate=collate, progress=False, **kind)
     for row in history:
-        del row["seconds"]
+        for name in ("seconds", "samples_per_second", "peak_memory_mb"):
+            del row[name]
     return {"history": history, "final": loss_on_all(net)}
 
 
-class Fatal(list[dict[str, Any]]):
-    """Samples of which the n-th that is asked for is the last."""
+class Noisy(list[dict[str, Any]]):
+    """Samples with augmentation."""
 
-    def __init__(self, rows: list[dict[str, Any]], lives: int) -> None:
+    def __getitem__(self, index: Any) -> Any:
+        row = super().__getitem__(index)
+        noisy = {name: v + 0.1 * torch.randn(4) for name, v in row["inputs"].items()}
+        return row | {"inputs": noisy}
+
+
+class Fatal(Noisy):
+    """Samples of which the n-th that is asked for sends this process a signal."""
+
+    def __init__(self, rows: list[dict[str, Any]], lives: int, number: int) -> None:
         super().__init__(rows)
-        self.lives = lives
+        self.lives, self.number = lives, number
 
     def __getitem__(self, index: Any) -> Any:
         self.lives -= 1
-        if self.lives < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.lives == -1:
+            os.kill(os.getpid(), self.number)
         return super().__getitem__(index)
+
+
+def shard_on_cpus() -> None:
+    """Let Accelerate do with FSDP2 between CPUs what it does between GPUs only."""
+    join_processes()
+    state = Accelerator().state
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=False
+    )
+    PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = plugin
 
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     assert len(EpochBatches(NUM_SAMPLES, batch_size=BATCH_SIZE, seed=0)) == 6
+    alone = "WORLD_SIZE" not in os.environ
+    net, plan = (model(), PLAN) if alone else (model(0.0), replace(PLAN, accumulate=1))
+    if "SHARDED" in os.environ:
+        shard_on_cpus()
+        plan = replace(plan, ema=0.0)
+    data = None
     if len(sys.argv) > 2:
-        run(out, Fatal(samples(), int(sys.argv[2]) * BATCH_SIZE))
-    found = run(out, net=model(0.0)) if "WORLD_SIZE" in os.environ else run(out, resume=True)
+        steps, number = map(int, sys.argv[2:])
+        lives = steps * BATCH_SIZE // int(os.environ.get("WORLD_SIZE", "1"))
+        data = Fatal(samples(), lives, number)
+    found = run(out, data, plan=plan, net=net, resume=True)
     if os.environ.get("RANK", "0") == "0":
         (out / "metrics.json").write_text(json.dumps(found))
+    join_processes().destroy_process_group()

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmfusion.presence import collate
-from mmfusion.recipes.derm7pt import Derm7pt, random_flips
-from mmfusion.recipes.derm7pt_format import COLUMNS, MARKER, SPLITS
+from mmfusion.recipes.derm7pt import Derm7pt
+from mmfusion.recipes.derm7pt_format import COLUMNS, SPLITS
 from mmfusion.recipes.derm7pt_synthetic import write_synthetic_release
+from mmfusion.recipes.synthetic import MARKER
 
 read = functools.partial(Derm7pt, image_size=(16, 24))
 
@@ -217,16 +218,6 @@ def test_a_transform_that_loses_a_photo(written: Path) -> None:
     cases = read(written, "test", transform=lambda photos: {"derm": photos["derm"]})
     with raises("transform returned ['derm']", "returns the photos it was given", "missingness"):
         cases[cases.sample_ids.tolist().index(row)]
-
-
-def test_random_flips_turn_both_photos_alike_and_reach_every_turn() -> None:
-    photo = torch.arange(12.0).reshape(3, 2, 2)
-    turns = set()
-    for _ in range(64):
-        flipped = random_flips({"clinic": photo, "derm": photo + 1})
-        assert torch.equal(flipped["clinic"] + 1, flipped["derm"])
-        turns.add(tuple(flipped["clinic"][0].flatten().tolist()))
-    assert turns == {(0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0)}
 
 
 def test_only_the_marker_makes_a_release_synthetic(release: Path) -> None:

@@ -7,9 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from mmfusion.recipes.derm7pt_format import (
     COLUMNS,
@@ -17,7 +15,6 @@ from mmfusion.recipes.derm7pt_format import (
     GROUPS,
     VALUES,
     find_release,
-    read_photo,
     read_splits,
     read_table,
 )
@@ -214,37 +211,3 @@ def test_an_index_file_with_another_header(meta: Path) -> None:
     edit(meta / "test_indexes.csv", lambda rows: rows[0].__setitem__(0, "index"))
     with raises("the header is 'index'", "it must be 'indexes'", "Take test_indexes.csv from"):
         read_splits(meta, NUM_CASES)
-
-
-def test_a_photo_is_cut_in_the_middle_before_it_is_scaled(tmp_path: Path) -> None:
-    wide = np.zeros((40, 80, 3), dtype=np.uint8)
-    wide[:, 10:70] = 255  # more than the centred square
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert read_photo(tmp_path, "wide.png", (8, 8)).tolist() == np.full((3, 8, 8), 255).tolist()
-    assert read_photo(tmp_path, "wide.png", (8, 16))[0, 4, [0, 8, 15]].tolist() == [0, 255, 0]
-
-
-def test_a_grey_photo_gets_three_channels(tmp_path: Path) -> None:
-    Image.new("L", (3, 2), 77).save(tmp_path / "grey.png")
-    assert read_photo(tmp_path, "grey.png", (2, 3)).tolist() == [[[77] * 3] * 2] * 3
-
-
-def test_a_photo_in_another_case_of_letters_is_named(tmp_path: Path) -> None:
-    (tmp_path / "Nel").mkdir()
-    Image.new("RGB", (6, 4)).save(tmp_path / "Nel" / "Nel026.JPG")
-    if (tmp_path / "NEL" / "nel026.jpg").is_file():
-        pytest.skip("this file system takes upper and lower case for the same")
-    with raises("is not there, though 'Nel/Nel026.JPG' is (upper and lower case count)"):
-        read_photo(tmp_path, "NEL/nel026.jpg", (4, 6))
-    with pytest.raises(ValueError, match=r"^is not there$"):
-        read_photo(tmp_path, "NEL/nel027.jpg", (4, 6))
-
-
-@pytest.mark.parametrize("kept", [0, 200, 600], ids=["empty", "header", "half"])
-def test_a_truncated_photo_is_refused(tmp_path: Path, kept: int) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
-    path = tmp_path / "cut.jpg"
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:kept])
-    with raises("cannot be decoded (", ")"):
-        read_photo(tmp_path, "cut.jpg", (4, 6))

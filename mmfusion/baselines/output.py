@@ -1,0 +1,89 @@
+"""What every baseline does before its own idea and after it."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmfusion.layers import FusionOutput, ModalityEncoders
+from mmfusion.losses import check_labels, task_loss
+from mmfusion.presence import check_visible
+
+__all__ = ["Trained", "fusion_output", "observe", "with_losses"]
+
+
+class Trained(Protocol):
+    """What ``with_losses`` asks a model for."""
+
+    target: str
+    check_values: bool
+    training: bool
+    loss_weights: dict[str, float]
+
+
+def observe(
+    edge: ModalityEncoders,
+    inputs: Mapping[str, Any],
+    present: Tensor | None,
+    visible: Tensor | None,
+    labels: Tensor | None,
+    sample_ids: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, what was observed and what may be looked at, once all arguments are in order."""
+    for name, value in (("labels", labels), ("sample_ids", sample_ids)):
+        if not (value is None or isinstance(value, Tensor)):
+            raise ValueError(
+                f"{name} is a {type(value).__name__}: it is a tensor with one row per sample. "
+                "Use torch.as_tensor; number samples that have names."
+            )
+    tokens, present = edge(inputs, present)
+    if visible is None:
+        visible = present
+    check_visible(visible, present, edge.names, check_values=edge.check_values)
+    return tokens, present, visible
+
+
+def fusion_output(
+    logits: Tensor,
+    fused: Tensor,
+    tokens: Tensor,
+    completed: Tensor,
+    present: Tensor,
+    visible: Tensor,
+    *,
+    synthesised: Tensor | None = None,
+    aligned: Tensor | None = None,
+    neighbour_weights: Tensor | None = None,
+    neighbour_ids: Tensor | None = None,
+) -> FusionOutput:
+    """A ``FusionOutput`` without losses, in which the stages that a baseline lacks are None."""
+    return FusionOutput(
+        logits=logits,
+        fused=fused,
+        tokens=tokens,
+        synthesised=synthesised,
+        completed=completed,
+        context=None,
+        reference=None,
+        aligned=completed if aligned is None else aligned,
+        present=present,
+        visible=visible,
+        neighbour_weights=neighbour_weights,
+        neighbour_ids=neighbour_ids,
+        losses={},
+        loss=None,
+    )
+
+
+def with_losses(
+    model: Trained, out: FusionOutput, labels: Tensor | None, **terms: Tensor
+) -> FusionOutput:
+    """The output with the task's loss, unless ``terms`` brings one, and the other terms."""
+    if labels is None:
+        return out
+    check_labels(labels, out.logits, model.target, check_values=model.check_values)
+    if "task" not in terms:
+        terms["task"] = task_loss(out.logits, labels, model.target, gather=model.training)
+    loss = torch.stack([weight * terms[name] for name, weight in model.loss_weights.items()]).sum()
+    return out._replace(losses=terms, loss=loss)

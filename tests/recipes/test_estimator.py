@@ -1,0 +1,199 @@
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+
+from mmfusion.recipes.estimator import METHODS, CMMLClassifier, CMMLRegressor
+
+SMALL = {"dim": 8, "num_members": 2, "epochs": 3, "progress": False, "device": "cpu"}
+
+
+def made(rows=60, seed=0, absent=0.3):
+    """Three modalities that see the class through noise; some rows of each are absent."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(3, size=rows)
+    inputs = {
+        name: rng.normal(np.eye(3)[y] @ rng.normal(size=(3, width)), 0.7)
+        for name, width in (("photo", 5), ("lab", 3), ("table", 2))
+    }
+    present = rng.random((rows, 3)) >= absent
+    for column, values in enumerate(inputs.values()):
+        values[~present[:, column]] = np.nan
+    return inputs, y, present
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_the_same_path(method):
+    inputs, y, present = made()
+    model = CMMLClassifier(method, **SMALL).fit(inputs, y)
+    probabilities = model.predict_proba(inputs)
+    assert probabilities.shape == (60, 3)
+    assert_allclose(probabilities.sum(1), 1)
+    assert_array_equal(probabilities, model.predict_proba(inputs, present))
+    assert model.transform(inputs).shape == (60, 16)
+    kinds = {"fusion"} | ({"evidence", "linear"} if method == "CMML" else set())
+    assert set(model.decisions_["weights"]) == kinds
+
+
+def test_it_learns_and_absence_costs():
+    inputs, y, _ = made(240, absent=0.0)
+    train, test = (
+        {n: x[rows] for n, x in inputs.items()} for rows in (slice(160), slice(160, 240))
+    )
+    model = CMMLClassifier(**SMALL | {"epochs": 30}).fit(train, y[:160])
+    whole = roc_auc_score(y[160:], model.predict_proba(test), multi_class="ovr")
+    part = roc_auc_score(y[160:], model.predict_proba(test | {"photo": None}), multi_class="ovr")
+    assert whole > 0.95
+    assert whole > part > 0.7
+    assert model.score(test, y[160:]) > 0.7
+
+
+def test_the_same_seed_gives_the_same_predictions_and_leaves_torch_alone():
+    inputs, y, _ = made()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = CMMLClassifier(**SMALL).fit(inputs, y).predict_proba(inputs)
+    assert torch.equal(before, torch.get_rng_state())
+    again = clone(CMMLClassifier(**SMALL)).fit(inputs, y).predict_proba(inputs)
+    assert_array_equal(first, again)
+    other = CMMLClassifier(random_state=1, **SMALL).fit(inputs, y).predict_proba(inputs)
+    assert not np.array_equal(first, other)
+
+
+def test_what_stands_under_absent_never_matters():
+    inputs, y, present = made()
+    noise = {name: np.where(np.isnan(x), 1e6, x) for name, x in inputs.items()}
+    first = CMMLClassifier(**SMALL).fit(inputs, y)
+    second = CMMLClassifier(**SMALL).fit(noise, y, present)
+    assert_array_equal(first.predict_proba(inputs), second.predict_proba(noise, present))
+
+
+def test_arrays_frames_and_tensors_are_alike():
+    import pandas as pd
+
+    inputs, y, _ = made()
+    expected = CMMLClassifier(**SMALL).fit(inputs, y).predict_proba(inputs)
+    frames = {name: pd.DataFrame(x) for name, x in inputs.items()}
+    tensors = {name: torch.tensor(x) for name, x in inputs.items()}
+    model = CMMLClassifier(**SMALL).fit(frames, pd.Series(y))
+    assert_array_equal(model.predict_proba(tensors), expected)
+
+
+def test_class_names_come_back():
+    inputs, y, _ = made()
+    names = np.array(["benign", "grade 1", "grade 2"])
+    model = CMMLClassifier(**SMALL).fit(inputs, names[y])
+    assert model.classes_.tolist() == names.tolist()
+    assert set(model.predict(inputs)) <= set(names)
+
+
+def test_several_labels_per_row():
+    inputs, y, _ = made()
+    labels = np.stack([y == 0, y > 0], axis=1).astype(int)
+    model = CMMLClassifier(**SMALL).fit(inputs, labels)
+    assert model.predict_proba(inputs).shape == (60, 2)
+    assert set(model.predict(inputs).ravel()) <= {0, 1}
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_regression_keeps_scale_and_shape(columns):
+    inputs, _, _ = made(120, absent=0.0)
+    y = 100 + 10 * inputs["lab"][:, :columns].copy()
+    y = y[:, 0] if columns == 1 else y
+    model = CMMLRegressor(**SMALL | {"epochs": 20}).fit(inputs, y)
+    assert model.predict(inputs).shape == y.shape
+    assert model.score(inputs, y) > 0.6
+
+
+@pytest.mark.parametrize("suffix", ["classes", "labels", "values"])
+def test_what_is_saved_comes_back_to_the_bit(tmp_path, suffix):
+    inputs, y, _ = made()
+    kind = CMMLRegressor if suffix == "values" else CMMLClassifier
+    target = np.stack([y == 0, y > 0], 1).astype(int) if suffix == "labels" else y
+    model = kind(**SMALL).fit(inputs, target)
+    model.save(tmp_path / "model.safetensors")
+    again = kind.load(tmp_path / "model.safetensors")
+    assert_array_equal(model.predict(inputs), again.predict(inputs))
+    assert_array_equal(model.transform(inputs), again.transform(inputs))
+    assert again.decisions_ == model.decisions_
+    assert again.get_params() == model.get_params()
+    other = CMMLClassifier if kind is CMMLRegressor else CMMLRegressor
+    with pytest.raises(ValueError, match=rf"holds a {kind.__name__}.*Load it with"):
+        other.load(tmp_path / "model.safetensors")
+
+
+def test_explain_names_what_was_used_and_lent():
+    inputs, y, present = made()
+    model = CMMLClassifier(**SMALL).fit(inputs, y)
+    found = model.explain(inputs)
+    assert_array_equal(found.present, present)
+    assert found.evidence.shape == (60, 3, 3)
+    assert (found.evidence[~present] == 0).all()
+    assert found.neighbour_ids.shape[:3] == (2, 60, 3)
+    assert set(np.unique(found.neighbour_ids)) <= set(range(-1, 60))
+    bare = CMMLClassifier("ZeroFill", **SMALL).fit(inputs, y).explain(inputs)
+    assert (bare.evidence, bare.neighbour_ids) == (None, None)
+
+
+def test_synthesise_gives_every_modality_for_every_row():
+    inputs, y, _ = made()
+    found = CMMLClassifier(**SMALL).fit(inputs, y).synthesise({"photo": None} | inputs)
+    assert {name: x.shape for name, x in found.items()} == dict.fromkeys(inputs, (60, 16))
+    assert all(np.isfinite(x).all() for x in found.values())
+    with pytest.raises(ValueError, match=r"method='ZeroFill' synthesises nothing.*Use CMML"):
+        CMMLClassifier("ZeroFill", **SMALL).fit(inputs, y).synthesise(inputs)
+
+
+def test_groups_decide_the_folds():
+    from mmfusion.recipes.crossfit import Rows, folds
+
+    groups = np.repeat(np.arange(10), 6)
+    rows = Rows({}, torch.ones(60, 1).bool(), torch.arange(60) % 3, groups)
+    parts = folds(rows, 5, "multiclass", seed=0)
+    assert sorted(torch.cat([held for _, held in parts]).tolist()) == list(range(60))
+    for kept, held in parts:
+        assert not set(groups[kept]) & set(groups[held])
+
+
+WRONG = [
+    ({"method": "Magic"}, {}, r"method='Magic'.*one of.*Choose"),
+    ({}, {"inputs": {}}, r"inputs holds no modality.*Pass"),
+    ({}, {"inputs": {"lab": None}}, r"inputs holds no modality.*Pass"),
+    ({}, {"inputs": {"lab": np.ones(60)}}, r"inputs\['lab'\] has shape \(60,\).*Reshape"),
+    ({}, {"y": np.zeros(60)}, r"y holds 1 classes.*at least two"),
+    ({}, {"y": np.full((60, 2), 3)}, r"y of shape \(60, 2\) holds 3.*0 or 1.*Encode"),
+    ({}, {"y": np.zeros(59).astype(int) + np.arange(59) % 2}, r"59 targets for 60 rows.*Pass"),
+    ({"num_members": 40}, {}, r"num_members=40.*lower num_members"),
+]
+
+
+@pytest.mark.parametrize(("settings", "changed", "message"), WRONG)
+def test_wrong_calls_say_what_to_do(settings, changed, message):
+    inputs, y, _ = made()
+    given = {"inputs": inputs, "y": y} | changed
+    with pytest.raises(ValueError, match=message):
+        CMMLClassifier(**SMALL | settings).fit(given["inputs"], given["y"])
+
+
+def test_a_modality_without_a_row_is_refused_and_an_unknown_one_too():
+    inputs, y, _ = made()
+    with pytest.raises(ValueError, match=r"inputs\['photo'\] is None.*Leave it out"):
+        CMMLClassifier(**SMALL).fit(inputs | {"photo": None}, y)
+    model = CMMLClassifier(**SMALL).fit(inputs, y)
+    with pytest.raises(ValueError, match="scan"):
+        model.predict(inputs | {"scan": np.ones((60, 2))})
+    with pytest.raises(ValueError, match=r"y holds 1 NaN or Inf.*Drop"):
+        CMMLRegressor(**SMALL).fit(inputs, np.r_[y[:-1], np.nan])
+    with pytest.raises(NotFittedError):
+        CMMLClassifier().predict(inputs)
+
+
+def test_a_class_with_one_row_and_rows_with_nothing_are_no_trouble():
+    inputs, y, present = made()
+    y[:1] = 9
+    present[:5] = False
+    model = CMMLClassifier(**SMALL).fit(inputs, y, present & ~np.isnan(inputs["lab"][:, :1]))
+    assert np.isfinite(model.predict_proba(inputs, present & False)).all()
