@@ -3,8 +3,8 @@
 python benchmarks/derm7pt_synthetic.py               # about three minutes a seed on two cores
 python benchmarks/derm7pt_synthetic.py --fill-only   # only the table in docs/derm7pt.md
 
-Runs the example with `--ablate` for each seed, collects the scores in
-`benchmarks/results/derm7pt_synthetic/metrics.json`, and puts their table into docs/derm7pt.md.
+Runs the example with `--ablate` for each seed, joins the reports of each model into a file of
+`benchmarks/results/derm7pt_synthetic/`, and puts a table of them into docs/derm7pt.md.
 """
 
 import json
@@ -18,10 +18,11 @@ from typing import Any
 
 import tyro
 
-from mmfusion.recipes.reporting import write_json
+from mmfusion.evaluation import MissingnessReport, merge
 
 HERE = Path(__file__).resolve().parents[1]
-RESULTS = HERE / "benchmarks/results/derm7pt_synthetic/metrics.json"
+RESULTS = HERE / "benchmarks/results/derm7pt_synthetic"
+FILES = ("metrics.json", "metrics-no-CRTA-no-memory.json")
 PAGE = HERE / "docs/derm7pt.md"
 
 
@@ -38,34 +39,39 @@ class Settings:
 
 
 def measure(settings: Settings) -> None:
-    found = []
+    found: dict[str, list[MissingnessReport]] = {name: [] for name in FILES}
+    about: dict[str, Any] = {"seconds": []}
     for seed in range(settings.seeds):
         out = settings.runs / f"seed-{seed}"
         command = [sys.executable, str(HERE / "examples/cmml_derm7pt.py"), "--ablate"]
         subprocess.run([*command, f"--seed={seed}", f"--out={out}"], check=True)
-        metrics = json.loads((out / "metrics.json").read_text())
-        if not metrics["synthetic"]:
-            raise ValueError(f"{out} is not synthetic: only such results are collected here.")
-        del metrics["history"]
-        found.append(metrics)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    write_json(RESULTS, {"synthetic": True, "seeds": found})
+        for name, reports in found.items():
+            reports.append(MissingnessReport.from_json(out / name))
+            if not reports[-1].about["synthetic"]:
+                raise ValueError(f"{out} is not synthetic: only such results are collected here.")
+        about["settings"] = json.loads((out / "config.json").read_text())["settings"]
+        about["seconds"].append(json.loads((out / "history.json").read_text())["seconds"])
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name, reports in found.items():
+        joint = merge(reports)
+        joint.about |= about
+        joint.to_json(RESULTS / name, predictions=False)
 
 
 def table() -> str:
-    seeds = json.loads(RESULTS.read_text())["seeds"]
-    models = list(seeds[0]["results"])
-    lines = [f"| SYNTHETIC: AUC, {len(seeds)} seeds | cases | {' | '.join(models)} | difference |"]
+    reports = [MissingnessReport.from_json(RESULTS / name) for name in FILES]
+    seconds, models = reports[0].about["seconds"], [report.method for report in reports]
+    lines = [
+        f"| SYNTHETIC: AUC, {len(seconds)} seeds | cases | {' | '.join(models)} | difference |"
+    ]
     lines.append("|---" * (3 + len(models)) + "|")
-    for kind in ("subsets", "rates"):
-        for place, row in enumerate(seeds[0]["results"][models[0]][kind]):
-            auc = [[one["results"][m][kind][place]["auc"] for one in seeds] for m in models]
-            gain = [ours - theirs for ours, theirs in zip(*auc, strict=True)]
-            cells = " | ".join(spread(values) for values in auc)
-            lines.append(f"| {row['name']} | {row['cases']} | {cells} | {spread(gain, '+')} |")
-    lines.append(
-        f"\nTime: {spread([one['seconds'] for one in seeds], '', 0)} s for both trainings."
-    )
+    for condition in reports[0].conditions():
+        rows = [[one for one in r.scores if one.condition == condition] for r in reports]
+        auc = [[one.values["auc_macro"] for one in row] for row in rows]
+        gain = [ours - theirs for ours, theirs in zip(*auc, strict=True)]
+        cells = " | ".join(spread(values) for values in auc)
+        lines.append(f"| {condition.name} | {rows[0][0].cases} | {cells} | {spread(gain, '+')} |")
+    lines.append(f"\nTime: {spread(seconds, '', 0)} s for both trainings.")
     return "\n".join(lines)
 
 

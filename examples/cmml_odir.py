@@ -10,9 +10,9 @@ eyes.
         --encoder microsoft/swin-tiny-patch4-window7-224 --backbone-rate 0.1
     torchrun --nproc-per-node 2 examples/cmml_odir.py             # two processes
 
-Writes to `runs/cmml_odir/`: report.html, metrics.json (`MissingnessReport.from_json` reads it),
-config.json, split.json, history.json and the checkpoints. A killed run goes on with `--resume`.
-Expected scores, with spread: docs/odir.md.
+Writes to `runs/cmml_odir/`: report.html, report.png, metrics.json (for
+`MissingnessReport.from_json`), config.json, split.json, history.json and the checkpoints. A killed
+run goes on with `--resume`. Expected scores, with spread: docs/odir.md.
 """
 
 import functools
@@ -74,7 +74,9 @@ class Settings:
     """Attention heads."""
     dropout: float = 0.1
     """In cascade, alignment and head."""
-    plan: Annotated[Plan, tyro.conf.arg(name="")] = field(default_factory=lambda: Plan(epochs=20))
+    plan: Annotated[Plan, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: Plan(epochs=12, batch_size=8)
+    )
     """How to train."""
     resume: bool = False
     """Go on with a run that was killed."""
@@ -109,6 +111,7 @@ def read(settings: Settings) -> tuple[dict[str, Odir], dict[str, list[int]]]:
 def build(settings: Settings, data: Odir) -> mmfusion.CMML:
     """CMML over one encoder for both eyes, which are alike, and one for age and sex."""
     torch.manual_seed(settings.plan.seed)
+    eye: Any
     if settings.encoder == "small":
         eye, width = SmallCNN(64, image_size=settings.image_size), 64
     else:
@@ -186,8 +189,7 @@ def main(settings: Settings) -> None:
         return
     whole = [join([cases[row] for row in range(len(cases))]) for cases in (train, test)]
     report.diagnostics = diagnose(model, *whole)
-    report.to_json(settings.out / "metrics.json")
-    report.to_html(settings.out / "report.html")
+    reporting.write_reports([report], settings.out)
     seconds = round(time.perf_counter() - started, 1)
     reporting.write_json(settings.out / "history.json", {"epochs": history, "seconds": seconds})
     say(f"\n{kind}, test split\n{report.table()}\n")

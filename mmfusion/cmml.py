@@ -149,8 +149,8 @@ class CMML(nn.Module):
         theirs = getattr(evidence, "target", target)
         if theirs != target:
             raise ValueError(
-                f"evidence has target={theirs!r} with target={target!r}: what both say is averaged, "
-                "so they classify alike. Build both with one target."
+                f"evidence has target={theirs!r} with target={target!r}: what both say is "
+                "averaged, so they classify alike. Build both with one target."
             )
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         regular: dict[str, Any] = {"dropout": dropout, **kind}
@@ -253,7 +253,7 @@ class CMML(nn.Module):
             evidence=None if said is None else said.evidence,
         )
         if labels is not None:
-            losses = self._losses(out, stages, labels, said)
+            losses = self._losses(out, fused_logits, said, stages, labels)
             terms = [self.loss_weights[name] * value for name, value in losses.items()]
             loss = torch.stack(terms).sum()
             out = out._replace(losses=losses, loss=loss)
@@ -293,13 +293,14 @@ class CMML(nn.Module):
     def _losses(
         self,
         out: FusionOutput,
+        fused_logits: Tensor,
+        said: EvidenceOutput | None,
         stages: tuple[Tensor, ...],
         labels: Tensor,
-        said: EvidenceOutput | None,
     ) -> dict[str, Tensor]:
         check_labels(labels, out.logits, self.target, check_values=self.check_values)
         gather = self.training  # validation may run on one rank alone
-        losses = {"task": task_loss(out.fused_logits, labels, self.target, gather=gather)}
+        losses = {"task": task_loss(fused_logits, labels, self.target, gather=gather)}
         zero = out.logits.new_zeros((), dtype=torch.float32)
         losses["reconstruction"] = losses["alignment"] = losses["contrastive"] = zero
         if stages:  # every stage is supervised alike: deep supervision, our design

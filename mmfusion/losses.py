@@ -246,7 +246,8 @@ def evidence_loss(
     Args:
         scores: Logits or predictions of each modality.
         labels: As for ``task_loss``.
-        present: True where the modality was looked at; others get exactly zero gradient.
+        present: True where the modality was looked at; others may hold anything, and get exactly
+            zero gradient.
         target: As for ``task_loss``.
         gather: Mean over the joint batch of all ranks.
 
@@ -255,7 +256,7 @@ def evidence_loss(
         - result: scalar
 
     Raises:
-        ValueError: On what ``task_loss`` refuses.
+        ValueError: If ``present`` has another shape, or on what ``task_loss`` refuses.
 
     Example:
         >>> scores = torch.tensor([[[9.0, -9.0], [-9.0, 9.0]]])
@@ -263,12 +264,17 @@ def evidence_loss(
         >>> evidence_loss(scores, torch.tensor([0]), present, "multiclass").round().item()
         0.0
     """
+    if present.shape != scores.shape[:2]:
+        raise ValueError(
+            f"present is {tuple(present.shape)}: it is (B, M) = {tuple(scores.shape[:2])}. Give "
+            "one column per modality."
+        )
+    _check_shape(labels, scores[:, 0], target)
     missing = torch.nan if labels.is_floating_point() else IGNORE
-    labels = labels if labels.is_floating_point() else labels.long()  # -100 is no uint8
-    rows = labels.reshape(labels.shape[0], 1, -1)
-    rows = torch.where(present.unsqueeze(-1), rows, missing)  # (B, M, Y)
-    rows = rows.flatten() if target == "multiclass" else rows.flatten(0, 1)
-    return task_loss(scores.flatten(0, 1), rows, target, gather=gather)
+    rows = present.unsqueeze(-1)
+    truth = torch.where(rows, labels.reshape(len(labels), 1, -1), missing)  # (B, M, Y or 1)
+    truth = truth.flatten() if target == "multiclass" else truth.flatten(0, 1)
+    return task_loss(torch.where(rows, scores, 0).flatten(0, 1), truth, target, gather=gather)
 
 
 def check_target(target: str, num_classes: int) -> None:

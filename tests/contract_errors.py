@@ -359,6 +359,35 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "reshape them",
         ),
     ],
+    "layers.ConcatPool": [
+        (
+            lambda: layers.ConcatPool(2, 4)(Z(3, 1, 1, 4), yes(3, 1)),
+            r"tokens is \(3, 1, 1, 4\)",
+            r"M \* D = 8",
+            "Rebuild it",
+        ),
+        (
+            lambda: layers.ConcatPool(2, 4)(Z(3, 2, 1, 4), yes(3, 1)),
+            r"present \(3, 1\)",
+            r"\(B, M\)",
+            "reshape them",
+        ),
+    ],
+    "layers.ModalityEvidence": [
+        (lambda: layers.ModalityEvidence(2, 4, 2, "x"), "target='x'", "one of", "Choose one"),
+        (
+            lambda: layers.ModalityEvidence(2, 4, 1, "binary")(Z(3, 1, 1, 4), yes(3, 1)),
+            r"tokens is \(3, 1, 1, 4\)",
+            "M = 2",
+            "Rebuild it",
+        ),
+        (
+            lambda: layers.ModalityEvidence(2, 4, 1, "binary")(Z(3, 2, 1, 4), yes(3, 1)),
+            r"present \(3, 1\)",
+            r"\(B, M\)",
+            "reshape them",
+        ),
+    ],
     "layers.ModalityEncoders": [
         (
             lambda: layers.ModalityEncoders({"a": (nn.GRU(2, 2), 2)}, 4, 1)({"a": Z(3, 5, 2)}),
@@ -456,6 +485,18 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             r"= \(2, 1\)",
             "one column",
         ),
+        (
+            lambda: losses.evidence_loss(Z(2, 3, 4), ids(2), yes(1, 3), "multiclass"),
+            r"present is \(1, 3\)",
+            r"= \(2, 3\)",
+            "one column",
+        ),
+        (
+            lambda: losses.evidence_loss(Z(2, 3, 4), ids(1), yes(2, 3), "multiclass"),
+            r"labels is \(1,\)",
+            r"\(2,\)",
+            "Reshape",
+        ),
         (lambda: losses.task_loss(Z(2, 3), Z(2)), "float32", "whole", r"\.long\(\)"),
         (lambda: losses.task_loss(Z(2, 3), ids(2), "class"), "'class'", "one of", "Choose one"),
         (lambda: losses.task_loss(Z(2, 3), ids(3)), r"labels is \(3,\)", r"\(2,\)", "Reshape"),
@@ -480,6 +521,14 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "num_classes=2 with target='binary'",
             "one logit",
             "num_classes=1",
+        ),
+        (
+            lambda: CMML(
+                {"a": 2}, num_classes=2, evidence=layers.ModalityEvidence(1, 4, 2, "multilabel")
+            ),
+            "target='multilabel' with target='multiclass'",
+            "classify alike",
+            "one target",
         ),
         (lambda: model("multiclass", Z(2)), "float32", "whole numbers", "Convert them"),
         (lambda: model("regression", ids(2, 2)), "int64", "floating", "Convert them"),

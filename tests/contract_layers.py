@@ -23,7 +23,7 @@ from contract_case import (
     tensors,
     under_absent,
 )
-from torch import Generator, nn
+from torch import Generator, Tensor
 
 from mmfusion import layers
 
@@ -106,31 +106,34 @@ def gate_batch(
     return draw(batch_size, modalities, generator, present)
 
 
-def cut_concat(module: Any, batch: Batch) -> tuple[Outputs, Outputs]:
-    """A pool of the present modalities alone, with their weights."""
-    whole, alone = {"pooled": module(**batch)}, []
-    state = module.state_dict()
-    weight = state["project.weight"].unflatten(1, (-1, DIM))
-    for i, pattern in enumerate(batch["present"]):
-        kept = weight[:, pattern].flatten(1)
-        smaller = layers.ConcatPool(int(pattern.sum()), DIM)
-        smaller.load_state_dict(state | {"project.weight": kept})
-        tokens = batch["tokens"][i : i + 1, pattern]
-        alone.append(smaller(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)))
-    return whole, {"pooled": torch.cat(alone)}
+def cut_modalities(call: Any, smaller: Any) -> Any:
+    """``cut`` for layers that know ``M``: ``smaller`` is the one of some of the modalities."""
+
+    def cut(module: Any, batch: Batch) -> tuple[Outputs, Outputs]:
+        whole, alone = {}, {}
+        for i, pattern in enumerate(batch["present"]):
+            if pattern.any():
+                row = rows(batch, slice(i, i + 1))
+                kept = {key: value[:, pattern] for key, value in row.items()}
+                whole[str(i)] = call(module(**row))
+                alone[str(i)] = call(smaller(module, pattern)(**kept))
+        return whole, alone
+
+    return cut
 
 
-def cut_evidence(module: Any, batch: Batch) -> tuple[Outputs, Outputs]:
-    """The classifiers of the present modalities alone."""
-    whole, logits = {"logits": module(**batch).logits}, []
-    for i, pattern in enumerate(batch["present"]):
-        smaller = copy.deepcopy(module)
-        for name in ("hidden", "heads"):
-            parts = zip(getattr(module, name), pattern, strict=True)
-            setattr(smaller, name, nn.ModuleList(part for part, kept in parts if kept))
-        tokens = batch["tokens"][i : i + 1, pattern]
-        logits.append(smaller(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)).logits)
-    return whole, {"logits": torch.cat(logits)}
+def smaller_pool(pool: Any, kept: Tensor) -> Any:
+    made = layers.ConcatPool(int(kept.sum()), DIM)
+    weight = pool.project.weight.unflatten(1, (-1, DIM))[:, kept].flatten(1)
+    made.load_state_dict(pool.state_dict() | {"project.weight": weight})
+    return made
+
+
+def smaller_evidence(evidence: Any, kept: Tensor) -> Any:
+    made = copy.deepcopy(evidence)
+    for m in (~kept).nonzero().flatten().flip(0).tolist():
+        del made.hidden[m], made.heads[m]
+    return made
 
 
 def count_some(evidence: Any) -> None:
@@ -241,7 +244,7 @@ CASES = [
         tensors(TOKENS),
         call_pool,
         under_absent("tokens"),
-        cut=cut_concat,
+        cut=cut_modalities(lambda pooled: pooled, smaller_pool),
         has_dropout=True,
     ),
     Case(
@@ -252,7 +255,7 @@ CASES = [
         call_evidence,
         under_absent("tokens"),
         count_some,
-        cut=cut_evidence,
+        cut=cut_modalities(lambda out: out.logits, smaller_evidence),
         has_dropout=True,
     ),
     Case(

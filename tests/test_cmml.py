@@ -5,9 +5,11 @@ from torch import nn
 from mmfusion import CMML
 from mmfusion.layers import (
     CRTA,
+    ConcatPool,
     FusionOutput,
     MemoryBank,
     ModalityEvidence,
+    PresencePool,
     PrototypeMemory,
     ReferenceAlignment,
 )
@@ -100,6 +102,16 @@ def test_evidence_and_the_fused_vector_meet_in_the_middle_and_learn_apart(target
     grads = torch.autograd.grad(out.losses["task"], list(evidence.parameters()), allow_unused=True)
     assert all(grad is None for grad in grads)
     assert evidence.tally[1].eq((labels == labels).sum(0)).all()  # counted once, in training
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_pool_reads_every_modality_synthesised_ones_too(given):
+    pool = PresencePool(8) if given else None
+    model = made(pool=pool).eval()
+    out = model(inputs_of(), PRESENT, VISIBLE)
+    assert isinstance(model.pool, PresencePool if given else ConcatPool)
+    assert torch.equal(out.fused, model.pool(out.aligned, torch.ones_like(PRESENT)))
+    assert torch.equal(out.logits, model.head(out.fused))
 
 
 def test_completed_is_what_is_visible_and_else_the_guess():

@@ -24,8 +24,10 @@ TARGETS = ("multilabel", "binary", "regression")
 PATTERNS = 20  # random ones that share one graph
 MEMBERS = 3  # of an ensemble
 INDUCTOR = "inductor" if shutil.which("g++") else "aot_eager"  # it compiles C++
-# Targets differ in their losses alone, which have no part in inference.
-INFERENCE = [case for case in CASES if case.name.split("-")[-1] not in TARGETS]
+# Targets differ in their losses alone, which have no part in inference; evidence has.
+INFERENCE = [
+    case for case in CASES if "evidence" in case.name or case.name.split("-")[-1] not in TARGETS
+]
 COMPILED = [
     *((case, "aot_eager") for case in INFERENCE),
     (BY_NAME["CMML-default"], INDUCTOR),
@@ -77,7 +79,10 @@ def test_one_full_graph_serves_every_pattern(case, name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["CMML-default", "CMML-prototypes", "CMML-encoders", *(case.name for case in BASELINES)],
+    [
+        *("CMML-default", "CMML-prototypes", "CMML-encoders", "CMML-evidence-multiclass"),
+        *(case.name for case in BASELINES),
+    ],
 )
 def test_one_full_graph_serves_every_training_step(name):
     case = BY_NAME[name]

@@ -12,7 +12,10 @@ import pytest
 from safetensors import safe_open
 from transformers import ResNetConfig
 
+from mmfusion.evaluation import MissingnessReport, compare
+from mmfusion.missingness import PatternSet
 from mmfusion.recipes.derm7pt_synthetic import write_synthetic_release
+from mmfusion.recipes.plan import Plan
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -35,12 +38,22 @@ def derm7pt() -> ModuleType:
     return module
 
 
+def load(path: Path) -> MissingnessReport:
+    """What an example wrote, with the seven subsets of three modalities and four rates."""
+    report = MissingnessReport.from_json(path)
+    assert [len(report.conditions(kind)) for kind in ("subset", "per_modality")] == [7, 4]
+    assert all(0 <= one.values["auc_macro"] <= 1 for one in report.scores)
+    return report
+
+
 def test_quickstart(tmp_path: Path) -> None:
     said = run("quickstart.py", "--out", tmp_path, "--seeds", 1, "--epochs", 2)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert len(metrics["auc"]["CMML"][0]) == 7 + 3
-    assert (tmp_path / "auc.png").stat().st_size > 5000
     assert "late fusion" in said
+    ours, floor = (load(tmp_path / f"metrics{name}.json") for name in ("", "-late-fusion"))
+    assert ours.table() in said
+    assert floor.method == "late fusion"
+    assert set(ours.diagnostics) == {"synthesis", "projection", "alignment", "memory"}
+    assert "late fusion" in (tmp_path / "report.html").read_text()
 
 
 def test_cmml_derm7pt(tmp_path: Path) -> None:
@@ -48,19 +61,22 @@ def test_cmml_derm7pt(tmp_path: Path) -> None:
     tiny = ("--out", out, "--num-cases", 60, "--image-size", 16, 24, "--epochs", 1, "--dim", 16)
     said = run("cmml_derm7pt.py", *tiny, "--ablate")
     assert said.startswith("SYNTHETIC data in the format of Derm7pt: ")
-    assert "no CRTA, no memory: AUC" in said
-    metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["synthetic"] is True
-    assert metrics["settings"]["seed"] == 0
-    assert metrics["versions"]["mmfusion"]
-    assert list(metrics["results"]) == ["CMML", "no CRTA, no memory"]
-    for report in metrics["results"].values():
-        assert [len(report["subsets"]), len(report["rates"])] == [7, 3]
-        assert all(0 <= row["auc"] <= 1 for row in report["subsets"] + report["rates"])
-    assert (out / "auc.png").stat().st_size > 5000
-    names = {path.name for path in out.iterdir()}
-    patterns = {f"patterns-test-{rate}.json" for rate in (0.3, 0.5, 0.7)}
-    assert names == {"auc.png", "checkpoints", "config.json", "metrics.json", *patterns}
+    ours = load(out / "metrics.json")
+    ablation = load(out / "metrics-no-CRTA-no-memory.json")
+    assert ablation.method == "no CRTA, no memory"
+    for report in (ours, ablation):
+        assert report.table() in said
+        assert report.about["synthetic"] is True
+        assert report.about["versions"]["mmfusion"]
+    assert compare([ours, ablation]).table() in said
+    page = (out / "report.html").read_text()
+    assert "SYNTHETIC DATA" in page
+    assert ablation.method in page
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["plan"]["seed"] == 0
+    drawn = {rate: PatternSet.load(out / f"patterns-{rate}-0.json") for rate in (0.3, 0.5, 0.7)}
+    hashes = [one.sha256 for one in ours.scores if one.condition.rate]
+    assert [patterns.hash for patterns in drawn.values()] == hashes
     with safe_open(out / "checkpoints/cmml/best.safetensors", framework="pt") as weights:
         assert any("memory" in key for key in weights.keys())
 
@@ -84,23 +100,24 @@ def test_cmml_derm7pt_criteria_with_a_named_backbone_and_a_broken_photo(
         encoder=str(tmp_path / "resnet"),
         pretrained=False,
         dim=16,
-        epochs=1,
+        plan=Plan(epochs=1),
     )
     derm7pt.main(settings)
     said = capsys.readouterr().out
     assert damaged.name in said
     assert "pigment_network" in said
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert len(metrics["results"]["CMML"]["subsets"][-1]["tasks"]) == 7
-    assert sum(map(len, metrics["broken"].values())) == 1
+    report = MissingnessReport.from_json(tmp_path / "run/metrics.json")
+    assert len(report.about["tasks"]) == 7
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert sum(map(len, config["broken"].values())) == 1
 
     settings.on_broken = "raise"
     with pytest.raises(ValueError, match=r"meta.csv row \d+.*Restore images/"):
         derm7pt.main(settings)
 
     settings.on_broken, settings.resume = "missing", True
-    before = metrics.pop("seconds"), metrics.pop("settings")
     derm7pt.main(settings)
-    again = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert again["results"] == metrics["results"]
-    assert before[1] != again["settings"]
+    again = MissingnessReport.from_json(tmp_path / "run/metrics.json")
+    assert again.table() == report.table()
+    resumed = json.loads((tmp_path / "run/config.json").read_text())
+    assert resumed["settings"]["resume"] is True

@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from pytorch_metric_learning.losses import SupConLoss
 from sklearn.metrics import log_loss, mean_squared_error
 
-from mmfusion.losses import alignment_loss, class_contrastive_loss, reconstruction_loss, task_loss
+from mmfusion.losses import (
+    alignment_loss,
+    class_contrastive_loss,
+    evidence_loss,
+    is_known,
+    reconstruction_loss,
+    task_loss,
+)
 
 NAN = float("nan")
 TOLERANCE = {"atol": 2e-6, "rtol": 1e-5}
@@ -398,3 +405,53 @@ def test_task_loss_refuses_other_targets():
         "one of ('multiclass'",
         "Choose one",
     )
+
+
+# evidence
+
+PRESENT = torch.tensor([[True, False, True], [True, True, True], [False, False, False]])
+GIVEN = {
+    "multiclass": torch.tensor([1, -100, 0]),
+    "multilabel": torch.tensor([[1.0, 0.0], [NAN, 1.0], [0.0, 0.0]]),
+    "binary": torch.tensor([1.0, 0.0, NAN]),
+    "regression": torch.tensor([[2.0, -3.0], [NAN, 0.5], [1.0, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("target", GIVEN)
+def test_evidence_loss_is_the_mean_over_all_that_was_said(target):
+    labels = GIVEN[target]
+    scores = torch.randn(3, 3, 1 if target == "binary" else 2)
+    total, count = 0.0, 0
+    for i, j in PRESENT.nonzero().tolist():
+        known = is_known(labels[i]).sum()
+        total += task_loss(scores[i : i + 1, j], labels[i : i + 1], target) * known
+        count += known
+    close(evidence_loss(scores, labels, PRESENT, target), total / count)
+
+
+@pytest.mark.parametrize("target", GIVEN)
+@pytest.mark.parametrize("content", [NAN, float("inf"), 1e4])
+def test_evidence_loss_sends_nothing_to_what_is_absent(target, content):
+    scores = torch.randn(3, 3, 1 if target == "binary" else 2)
+    dirty = torch.where(PRESENT.unsqueeze(-1), scores, content).requires_grad_()
+    loss = evidence_loss(dirty, GIVEN[target], PRESENT, target)
+    loss.backward()
+    assert torch.equal(loss, evidence_loss(scores, GIVEN[target], PRESENT, target))
+    assert dirty.grad[~PRESENT].eq(0).all()
+    assert dirty.grad[0, 0].ne(0).all()
+
+
+def test_evidence_loss_of_nothing_is_exactly_zero():
+    scores = torch.randn(3, 3, 2, requires_grad=True)
+    loss = evidence_loss(scores, torch.tensor([0, 1, 0]), PRESENT & False, "multiclass")
+    loss.backward()
+    assert loss == 0
+    assert scores.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool], ids=str)
+def test_evidence_loss_takes_any_type_of_label(dtype):
+    scores, labels = torch.randn(3, 3, 1), torch.tensor([1, 0, 1])
+    loss = evidence_loss(scores, labels.to(dtype), PRESENT, "binary")
+    close(loss, evidence_loss(scores, labels.float(), PRESENT, "binary"))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from mmfusion.layers import ModalityEvidence
 from mmfusion.losses import class_contrastive_loss
-from mmfusion.ranks import first_row, gather_rows, joint_mean, world_size
+from mmfusion.ranks import first_row, gather_rows, joint_mean, joint_sum, world_size
 
 ROWS = (3, 1)
 
@@ -21,6 +22,8 @@ def test_alone_everything_is_the_identity():
     assert real.tolist() == [True] * 3
     assert world_size() == 1
     assert first_row(8) == 0
+    assert torch.equal(joint_sum(rows), rows)
+    assert not joint_sum(rows).requires_grad
 
 
 @pytest.mark.parametrize("gather", [False, True])
@@ -104,6 +107,20 @@ def means_over_the_joint_batch(rank):
     torch.testing.assert_close(alone, expected)
 
 
+def sums_over_ranks(rank):
+    own = torch.tensor([[1.0, 2.0], [4.0, 8.0]]) * (1 + 9 * rank)
+    assert joint_sum(own).tolist() == [[11, 22], [44, 88]]
+    assert joint_sum(torch.tensor(rank + 1)).item() == 3
+
+
+def counts_the_labels_of_all_ranks(rank):
+    _, labels = joint_batch()
+    own = mine(rank, labels)
+    evidence = ModalityEvidence(2, 3, 2, "multiclass")
+    evidence.count(own, known=own >= 0)
+    assert evidence.tally.tolist() == [[2, 2], [4, 4]]
+
+
 def contrasts_over_the_joint_batch(rank):
     rows, labels = joint_batch()
     whole = rows.clone().requires_grad_()
@@ -123,6 +140,8 @@ CHECKS = (
     gathers_an_expanded_gradient,
     gathers_from_an_empty_rank,
     means_over_the_joint_batch,
+    sums_over_ranks,
+    counts_the_labels_of_all_ranks,
     contrasts_over_the_joint_batch,
 )
 

@@ -34,19 +34,21 @@ class EvidenceOutput(NamedTuple):
 class ModalityEvidence(nn.Module):
     """Classify each modality on its own, and add up the evidence of those present.
 
+    A modality's classifier is a hidden layer and a head, over the mean of its tokens.
     ``logits = log prior + sum of (log p_m - log prior)`` over present modalities: Bayes' rule for
     modalities that are independent given the class. Binary and multilabel targets do the same with
-    log odds; regression takes the mean prediction. Nothing present leaves the prior, which gets no
-    gradient: the frequency of the labels that ``count`` saw, each class counted once more
-    (regression: their mean). ``forward`` does not count; ``CMML`` and ``LateFusion`` call ``count``
-    in training. Over ranks it counts the labels of all of them.
+    log odds; regression takes the mean prediction. Nothing present leaves the prior.
+
+    The prior has no gradient: it is the frequency of the labels that ``count`` saw, over all ranks,
+    each class counted once more (regression: their mean). ``forward`` does not count; the models
+    of this library call ``count`` in training.
 
     Args:
         num_modalities: How many modalities, ``M``.
         dim: Width of a token, ``D``.
         num_classes: Outputs, ``Y``.
         target: ``"multiclass"``, ``"multilabel"``, ``"binary"`` or ``"regression"``.
-        dropout: Dropout in the heads.
+        dropout: Dropout before each hidden layer, and in the default head.
         head: A module from ``(B, D)`` to ``(B, Y)``, copied for each modality; None is a ``Head``.
         device: Where parameters and counts live.
         dtype: Type of the parameters.

@@ -29,8 +29,10 @@ class FusionOutput(NamedTuple):
         neighbour_ids: ``(B, M, L, K)``, the samples they came from; -1 where none.
         losses: Scalars by name; empty without labels.
         loss: Their weighted sum; None without labels.
-        fused_logits: ``(B, Y)``, what the fused vector says alone, where ``logits`` is more.
-        evidence: ``(B, M, Y)``, what each modality adds to the prior on its own.
+        fused_logits: ``(B, Y)``, what the fused vector alone says, without evidence; None from
+            baselines.
+        evidence: ``(B, M, Y)``, what each modality adds to the prior on its own; None without a
+            ``ModalityEvidence``.
     """
 
     logits: Tensor

@@ -93,7 +93,7 @@ class ConcatPool(nn.Module):
 
         >>> pool = ConcatPool(2, dim=2)
         >>> with torch.no_grad():
-        ...     _ = pool.project.weight.copy_(torch.tensor([[1, 0, -1, 0], [0, 1, 0, -1]]))
+        ...     _ = pool.project.weight.copy_(torch.cat([torch.eye(2), -torch.eye(2)], 1))
         ...     _ = pool.project.bias.zero_()
         >>> tokens = torch.tensor([[[[1.0, -1.0]], [[1.0, -1.0]]]])
         >>> pool(tokens, torch.tensor([[True, True]])).round().tolist()
@@ -128,8 +128,8 @@ class ConcatPool(nn.Module):
         sizes = tokens.shape[1] * tokens.shape[-1]
         if sizes != self.project.in_features or present.shape != tokens.shape[:2]:
             raise ValueError(
-                f"tokens is {tuple(tokens.shape)} and present {tuple(present.shape)}: this pool was "
-                f"built for M * D = {self.project.in_features}, so they are (B, M, L, D) and "
+                f"tokens is {tuple(tokens.shape)} and present {tuple(present.shape)}: this pool "
+                f"was built for M * D = {self.project.in_features}, so they are (B, M, L, D) and "
                 "(B, M). Rebuild it, or reshape them."
             )
         present = present[:, :, None, None]

@@ -224,7 +224,7 @@ def crossfit(
     return report
 
 
-LOSSES = {
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "multiclass": F.cross_entropy,
     "multilabel": F.binary_cross_entropy_with_logits,
     "regression": F.mse_loss,

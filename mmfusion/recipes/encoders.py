@@ -108,7 +108,7 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
         if not pretrained:
-            _use_group_norm(network)
+            use_group_norm(network)
         self.eval()  # a try-out draws no dropout
         try:
             features = self(torch.full((1, *self.in_shape), 0.5))
@@ -239,14 +239,21 @@ class TableEncoder(nn.Module):
         return self.mix(torch.where(lacking[..., None], self.missing, tokens))
 
 
-def _use_group_norm(network: nn.Module) -> None:
-    """Replace every BatchNorm, in place."""
+def use_group_norm(network: nn.Module) -> None:
+    """Replace every BatchNorm in place, because absent samples must not enter its statistics.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12))
+        >>> use_group_norm(network)
+        >>> network[1]
+        GroupNorm(4, 12, eps=1e-05, affine=True)
+    """
     for name, child in network.named_children():
         if isinstance(child, _BatchNorm):
             size = child.num_features
             setattr(network, name, nn.GroupNorm(math.gcd(8, size), size))
         else:
-            _use_group_norm(child)
+            use_group_norm(child)
 
 
 def _monai(name: str, pretrained: bool) -> nn.Module:

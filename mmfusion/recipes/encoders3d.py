@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmfusion.recipes.encoders import _use_group_norm
+from mmfusion.recipes.encoders import use_group_norm
 from mmfusion.recipes.volume_inputs import Size
 
 DENSE = ("DenseNet121", "DenseNet169", "DenseNet201", "DenseNet264")
@@ -113,7 +113,7 @@ class Backbone3D(nn.Module):
         self.in_shape = (1, *size)
         self.network = _monai(name)
         if weights is None:
-            _use_group_norm(self.network)
+            use_group_norm(self.network)
         else:
             _load(self.network, Path(weights), name)
         self.eval()  # a try-out counts no statistics

@@ -301,7 +301,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         return {f"{p}.{k}": v for p, part in parts.items() for k, v in part.state_dict().items()}
 
 
-class CMMLClassifier(ClassifierMixin, _Estimator):
+class CMMLClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     """Classify rows of feature vectors of which any may be missing: fit, predict, explain.
 
     An ensemble by cross-fitting: each of ``num_members`` models is trained without one fold, and
@@ -399,7 +399,7 @@ class CMMLClassifier(ClassifierMixin, _Estimator):
         return float(accuracy_score(y, self.predict(inputs, present)))
 
 
-class CMMLRegressor(RegressorMixin, _Estimator):
+class CMMLRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     """Predict one number or several from feature vectors of which any may be missing.
 
     Arguments, and what is decided how, are those of ``CMMLClassifier``; targets are standardised.

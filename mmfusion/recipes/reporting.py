@@ -108,7 +108,7 @@ def pooled(report: MissingnessReport) -> float:
         >>> data = {"inputs": {"a": table, "b": table}, "labels": torch.tensor([0, 1])}
         >>> report = evaluate(model, data, kinds=["subset"], target="binary", num_bootstrap=0)
         >>> [one.values["auc_macro"] for one in report.scores], round(pooled(report), 3)
-        ([1.0, 1.0, 1.0], 0.722)
+        ([1.0, 1.0, 1.0], 0.778)
     """
     kept: Any = [(one.probabilities, one.labels) for one in report.scores]
     chances, labels = map(np.concatenate, zip(*kept, strict=True))
@@ -118,10 +118,10 @@ def pooled(report: MissingnessReport) -> float:
 
 
 def by_task(report: MissingnessReport) -> dict[str, dict[str, float]]:
-    """The metrics of each of several tasks, where all modalities are present.
+    """The metrics of each of several tasks, where all modalities are present; {} for a sole one.
 
     Args:
-        report: With its predictions, of tasks side by side.
+        report: With its predictions.
 
     Example:
         >>> from mmfusion.evaluation import evaluate
@@ -133,7 +133,9 @@ def by_task(report: MissingnessReport) -> dict[str, dict[str, float]]:
         >>> by_task(evaluate(model, data, **how))
         {'colour': {'accuracy': 0.5}, 'size': {'accuracy': 0.5}}
     """
-    tasks: Mapping[str, Sequence[str]] = report.about["tasks"]
+    tasks: Mapping[str, Sequence[str]] = report.about.get("tasks", {})
+    if not tasks:
+        return {}
     complete = (True,) * len(report.names)
     whole: Any = next(one for one in report.scores if one.condition.pattern == complete)
     ends = np.cumsum([len(classes) for classes in tasks.values()])[:-1]

@@ -106,7 +106,9 @@ def test_absent_content_changes_no_bit_and_gets_no_gradient(target, content):
 
 def test_each_modality_has_a_classifier_of_its_own():
     layer = made("multiclass")
-    layer(torch.randn(4, 2, 4, 3), PRESENT & torch.tensor([True, False])).logits[:, 0].sum().backward()
+    layer(torch.randn(4, 2, 4, 3), PRESENT & torch.tensor([True, False])).logits[
+        :, 0
+    ].sum().backward()
     read, other = layer.heads
     assert read.classify.weight.grad.any()
     assert not other.classify.weight.grad.any()

@@ -1,4 +1,4 @@
-"""Scores against scikit-learn's own, fixed patterns, and what is written."""
+"""Batches in order, a metric over all conditions, scores by task, and what is written."""
 
 import functools
 import json
@@ -9,35 +9,36 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from mmfusion.evaluation import MissingnessReport, evaluate
 from mmfusion.missingness import PatternSet
 from mmfusion.presence import collate
 from mmfusion.recipes import reporting
 
-TASKS = {"diagnosis": ("A", "B", "C")}
+TASKS = {"diagnosis": ("A", "B"), "veil": ("absent", "present")}
 
 
 class Data(list[dict[str, Any]]):
     """Forty cases of two modalities; the first lacks ``a`` by nature, the second both."""
 
     names = ("a", "b")
-    tasks = TASKS
 
     def __init__(self) -> None:
-        self.labels = torch.arange(40) % 3
-        self.present = torch.ones(40, 2, dtype=torch.bool)
-        self.present[0, 0] = False
-        self.present[1] = False
-        vectors = torch.eye(3)[self.labels] + torch.randn(2, 40, 3)
+        draw = torch.Generator().manual_seed(0)
+        labels = torch.stack([torch.arange(40) % 2, torch.arange(40) // 2 % 2], dim=1)
+        present = torch.ones(40, 2, dtype=torch.bool)
+        present[0, 0], present[1] = False, False
+        signal = torch.cat([torch.eye(2)[column] for column in labels.unbind(1)], dim=1)
+        vectors = signal + torch.randn(2, 40, 4, generator=draw)
         super().__init__(
             {
                 "inputs": {
-                    name: vectors[m, i] if self.present[i, m] else None
+                    name: vectors[m, i] if present[i, m] else None
                     for m, name in enumerate(self.names)
-                }
+                },
+                "labels": labels[i],
             }
             for i in range(40)
         )
@@ -59,94 +60,85 @@ class Sum(nn.Module):
         return Output(self.weight * torch.stack(parts).sum(0))
 
 
+JOIN = functools.partial(collate, names=Data.names, shapes={"a": (4,), "b": (4,)})
+
+
 @pytest.fixture
 def data() -> Data:
     return Data()
 
 
-join = functools.partial(collate, names=Data.names, shapes={"a": (3,), "b": (3,)})
-
-
-def test_scores_are_those_of_scikit_learn() -> None:
-    labels, logits = torch.arange(60) % 3, torch.randn(60, 3)
-    found = reporting.score(logits, labels, TASKS)
-    probabilities = logits.softmax(1).double().numpy()
-    probabilities /= probabilities.sum(1, keepdims=True)
-    auc = roc_auc_score(labels, probabilities, multi_class="ovr")
-    assert found["auc"] == pytest.approx(auc, abs=1e-6)
-    assert found["balanced_accuracy"] == balanced_accuracy_score(labels, logits.argmax(1))
-
-
-def test_two_classes_have_one_auc() -> None:
-    labels, logits = torch.arange(20) % 2, torch.randn(20, 2)
-    found = reporting.score(logits, labels, {"diagnosis": ("NEV", "MEL")})
-    assert found["auc"] == roc_auc_score(labels, logits.softmax(1)[:, 1])
-
-
-def test_tasks_side_by_side_are_scored_one_by_one() -> None:
-    labels, logits = (
-        torch.stack([torch.arange(30) % 3, torch.arange(30) % 2], 1),
-        torch.randn(30, 5),
-    )
-    found = reporting.score(logits, labels, {**TASKS, "veil": ("absent", "present")})
-    alone = reporting.score(logits[:, :3], labels[:, 0], TASKS)
-    assert found["tasks"]["diagnosis"] == alone
-    both = [one["auc"] for one in found["tasks"].values()]
-    assert found["auc"] == pytest.approx(np.mean(both))
-
-
-def test_an_undefined_score_is_nan_with_its_reason() -> None:
-    found = reporting.score(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]), TASKS)
-    assert math.isnan(found["auc"])
-    assert found["undefined"] == ["diagnosis: none of 4 cases is C"]
-    assert math.isnan(reporting.score(torch.zeros(0, 3), torch.zeros(0).long(), TASKS)["auc"])
+@pytest.fixture
+def report(data: Data) -> MissingnessReport:
+    loader = reporting.in_order(data, JOIN, batch_size=7)
+    return evaluate(Sum(), loader, target="multiclass", classes=TASKS, num_bootstrap=0)
 
 
 def test_predict_keeps_order_and_lays_patterns_over_what_is_there(data: Data) -> None:
     present = torch.tensor([True, False]).expand(40, -1)
-    logits = reporting.predict(Sum(), data, join, present, batch_size=7)
+    logits = reporting.predict(Sum(), data, JOIN, present, batch_size=7)
     for i, item in enumerate(data):
         seen = item["inputs"]["a"]
-        assert torch.equal(logits[i], torch.zeros(3) if seen is None else seen)
+        assert torch.equal(logits[i], torch.zeros(4) if seen is None else seen)
 
 
-def test_subsets_are_scored_on_cases_that_have_them(data: Data, tmp_path: Path) -> None:
-    report = reporting.evaluate(Sum(), data, join, tmp_path, seed=0)
-    cases = {row["name"]: row["cases"] for row in report["subsets"]}
-    assert cases == {"b": 39, "a": 38, "a + b": 38}
-    assert [row["rate"] for row in report["rates"]] == [0.3, 0.5, 0.7]
+def test_batches_come_in_order_and_leave_the_callers_generator_alone(data: Data) -> None:
+    before = torch.get_rng_state()
+    found = torch.cat([batch["labels"] for batch in reporting.in_order(data, JOIN, 7)])
+    assert torch.equal(found, torch.stack([item["labels"] for item in data]))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_patterns_are_saved_and_the_same_again(data: Data, tmp_path: Path) -> None:
-    first, again = (reporting.evaluate(Sum(), data, join, tmp_path, seed=5) for _ in range(2))
-    other = reporting.evaluate(Sum(), data, join, tmp_path, seed=6)
-    assert first == again
-    assert first["rates"][0]["sha256"] != other["rates"][0]["sha256"]
-    saved = PatternSet.load(tmp_path / "patterns-test-0.3.json")
-    assert saved.hash == other["rates"][0]["sha256"]
-    assert saved.realised() == other["rates"][0]["realised"]
+def test_cases_are_those_that_have_something(report: MissingnessReport) -> None:
+    assert [one.cases for one in report.scores] == [38, 39, 38, 39, 39, 39, 39]
 
 
-def test_the_table_has_every_row_and_both_kinds_of_rates(data: Data, tmp_path: Path) -> None:
-    report = reporting.evaluate(Sum(), data, join, tmp_path, seed=0)
-    text = reporting.table({"CMML": report, "a rather long name": report})
-    lines = text.splitlines()
-    assert len(lines) == 1 + 3 + 3 + 3
-    assert len({len(line) for line in lines[:7]}) == 1
-    assert f"{report['subsets'][2]['auc']:.3f}" in lines[3]
-    assert "nominal): realised sample_rate 0." in lines[-1]
+def test_a_pooled_metric_ranks_the_cases_of_all_conditions_together(
+    report: MissingnessReport,
+) -> None:
+    chances = np.concatenate([one.probabilities for one in report.scores])
+    labels = np.concatenate([one.labels for one in report.scores])
+    each = [roc_auc_score(labels[:, t], chances[:, 2 * t + 1]) for t in (0, 1)]
+    assert reporting.pooled(report) == pytest.approx(np.mean(each))
 
 
-def test_the_plot_is_a_picture_with_its_title(data: Data, tmp_path: Path) -> None:
-    report = reporting.evaluate(Sum(), data, join, tmp_path, seed=0)
-    pixels = []
-    for title in ("SYNTHETIC", "REAL"):
-        reporting.plot({"CMML": report}, tmp_path / "auc.png", title)
-        with Image.open(tmp_path / "auc.png") as picture:
-            pixels.append(np.asarray(picture.convert("L")))
-    differs = (pixels[0] != pixels[1]).any(1)
-    assert differs.any()
-    assert not differs[60:].any()  # the title, and nothing else
+def test_tasks_are_scored_as_if_each_were_alone(report: MissingnessReport) -> None:
+    whole = report.scores[2]
+    found = reporting.by_task(report)
+    assert list(found) == list(TASKS)
+    veil = roc_auc_score(whole.labels[:, 1], whole.probabilities[:, 3])
+    assert found["veil"]["auc_macro"] == pytest.approx(veil)
+    for metric in report.metrics:
+        mean = np.mean([values[metric] for values in found.values()])
+        assert whole.values[metric] == pytest.approx(mean)
+
+
+def test_a_sole_task_has_no_tasks(data: Data) -> None:
+    for item in data:
+        item["labels"] = item["labels"][0]
+    found = evaluate(Sum(), reporting.in_order(data, JOIN), target="multiclass", num_bootstrap=0)
+    assert reporting.by_task(found) == {}
+
+
+def test_patterns_are_written_as_they_were_scored(
+    report: MissingnessReport, tmp_path: Path
+) -> None:
+    reporting.write_patterns(report, 40, tmp_path)
+    names = {f"patterns-{rate}-0.json" for rate in (0.3, 0.5, 0.7)}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    saved = PatternSet.load(tmp_path / "patterns-0.5-0.json")
+    assert saved.hash == report.scores[5].sha256
+    assert len(saved) == 40
+
+
+def test_reports_are_written_and_read_back(report: MissingnessReport, tmp_path: Path) -> None:
+    other = MissingnessReport(**{**vars(report), "method": "no CRTA, no memory"})
+    reporting.write_reports([report, other], tmp_path)
+    files = {"metrics.json", "metrics-no-CRTA-no-memory.json", "report.html", "report.png"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    again = MissingnessReport.from_json(tmp_path / "metrics-no-CRTA-no-memory.json")
+    assert again.table() == other.table()
+    assert other.method in (tmp_path / "report.html").read_text()
 
 
 def test_json_is_strict_and_whole(tmp_path: Path) -> None:

@@ -1,0 +1,175 @@
+"""CMML on data of your own: a table, photos, volumes and feature vectors, any of them missing.
+
+Describe the data in a TOML file such as `examples/custom.toml` (docs/custom.md explains it); no
+reader has to be written. Without one, a SYNTHETIC data set of a photo, a scan, a signal and a table
+is written and read back: it shows that all works, and means nothing.
+
+    python examples/cmml_custom.py                                # synthetic, about a minute
+    python examples/cmml_custom.py --data my_data/layout.toml --image-size 128 128
+
+Writes to `runs/cmml_custom/`: report.html, report.png, metrics.json (for
+`MissingnessReport.from_json`), config.json, split.json, history.json and the checkpoints. A killed
+run goes on with `--resume`.
+"""
+
+import functools
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from accelerate.utils import gather_object
+from torch import nn
+
+import mmfusion
+from mmfusion.evaluation import diagnose, evaluate
+from mmfusion.recipes import reporting
+from mmfusion.recipes.custom import Custom
+from mmfusion.recipes.custom_layout import CustomLayout, deal, read_cases
+from mmfusion.recipes.custom_synthetic import write_synthetic_custom
+from mmfusion.recipes.encoders import SmallCNN, TableEncoder
+from mmfusion.recipes.encoders3d import SmallCNN3D
+from mmfusion.recipes.launch import join_processes
+from mmfusion.recipes.plan import Plan
+from mmfusion.recipes.presets import SMALL, parse
+from mmfusion.recipes.splits import save_split
+from mmfusion.recipes.training import fit
+
+
+@dataclass
+class Settings:
+    """What to run."""
+
+    preset: Literal["none", "small"] = "none"
+    """Other defaults: those for small data."""
+    data: Path | None = None
+    """The TOML file of the data; without it a synthetic data set is written to runs/."""
+    num_cases: int = 300
+    """Cases of the synthetic data set."""
+    out: Path = Path("runs/cmml_custom")
+    """Folder for everything written."""
+    split_seed: int = 0
+    """Which split is drawn, where the table has none."""
+    on_broken: Literal["raise", "missing"] = "raise"
+    """A file or cell that cannot be read stops the run, or counts as missing."""
+    image_size: tuple[int, int] = (48, 48)
+    """Height and width of the photos."""
+    volume_size: tuple[int, int, int] = (24, 24, 16)
+    """Voxels of the volumes along x, y and z."""
+    dim: int = 64
+    """Width of a token."""
+    num_tokens: int = 4
+    """Tokens per modality."""
+    num_heads: int = 4
+    """Attention heads."""
+    dropout: float = 0.1
+    """In cascade, alignment and head."""
+    plan: Annotated[Plan, tyro.conf.arg(name="")] = field(default_factory=lambda: Plan(epochs=20))
+    """How to train."""
+    resume: bool = False
+    """Go on with a run that was killed."""
+
+
+def read(settings: Settings) -> tuple[dict[str, Custom], dict[str, list[str]]]:
+    """The three splits of the data, or of a synthetic data set, and who is in which."""
+    toml = settings.data
+    if toml is None:
+        root = settings.out.parent / f"custom-synthetic-{settings.num_cases}"
+        toml = write_synthetic_custom(root, num_cases=settings.num_cases)
+    split = deal(read_cases(toml.parent, CustomLayout.from_toml(toml)), settings.split_seed)
+    kind: dict[str, Any] = {
+        key: getattr(settings, key) for key in ("image_size", "volume_size", "on_broken")
+    }
+    data = {name: Custom(toml, name, splits=split, **kind) for name in ("train", "valid", "test")}
+    return data, split
+
+
+def build(settings: Settings, data: Custom) -> mmfusion.CMML:
+    """CMML over an encoder for each modality: put your own networks here."""
+    torch.manual_seed(settings.plan.seed)
+    modalities: dict[str, Any] = {}
+    for name in data.layout.photos:
+        modalities[name] = SmallCNN(64, image_size=settings.image_size), 64
+    for name in data.layout.volumes:
+        modalities[name] = SmallCNN3D(64, size=settings.volume_size), 64
+    for name in data.layout.vectors:
+        [width] = data.shapes[name]
+        modalities[name] = nn.LayerNorm(width), width
+    for name, features in data.feature_names.items():
+        cells = [feature.partition("=")[0] for feature in features]
+        modalities[name] = TableEncoder(cells, settings.dim), settings.dim
+    return mmfusion.CMML(
+        modalities,
+        num_classes=data.num_classes,
+        dim=settings.dim,
+        num_tokens=settings.num_tokens,
+        num_heads=settings.num_heads,
+        dropout=settings.dropout,
+    )
+
+
+def main(settings: Settings) -> None:
+    """Read, train, evaluate, print and write."""
+    started = time.perf_counter()
+    state = join_processes()
+    say = print if state.is_main_process else (lambda *_: None)
+    with state.main_process_first():  # which writes the synthetic data
+        data, split = read(settings)
+    train, valid, test = data.values()
+    kind = "SYNTHETIC custom data" if test.is_synthetic else f"data of {settings.data}"
+    say(f"{kind}: {', '.join(f'{len(cases)} {name}' for name, cases in data.items())}")
+    for name, cases in data.items():
+        absent, counts = (~cases.present).sum(0).tolist(), cases.class_counts.tolist()
+        say(f"{name}: absent {dict(zip(cases.names, absent, strict=True))}")
+        say(f"{name}: cases {dict(zip(cases.class_names, counts, strict=True))}")
+        for one in cases.broken:
+            say(f"{name}: {one.patient_id}, {one.column} {one.value} {one.reason}: missing")
+    about = {"title": f"CMML, {kind}, test split", "synthetic": test.is_synthetic}
+    if state.is_main_process:
+        settings.out.mkdir(parents=True, exist_ok=True)
+        about["split_sha256"] = save_split(settings.out / "split.json", split)
+        config = {"settings": asdict(settings), "versions": reporting.versions(), **about}
+        reporting.write_json(settings.out / "config.json", config)
+
+    join = functools.partial(mmfusion.presence.collate, names=train.names, shapes=train.shapes)
+    score_on = functools.partial(evaluate, gather=gather_object)
+
+    def validation_auc(model: torch.nn.Module) -> float:
+        found = score_on(model, reporting.in_order(valid, join), kinds=["subset"], num_bootstrap=0)
+        return reporting.pooled(found)
+
+    model = build(settings, train)
+    history = fit(
+        model,
+        train,
+        validation_auc,
+        settings.plan,
+        settings.out / "checkpoints",
+        collate=join,
+        classes=train.labels,
+        resume=settings.resume,
+        track=True,
+    )
+    report = score_on(
+        model,
+        reporting.in_order(test, join),
+        seeds=[settings.plan.seed],
+        classes=test.class_names,
+        about=about,
+    )
+    state.destroy_process_group()
+    if not state.is_main_process:
+        return
+    whole = [join([cases[row] for row in range(len(cases))]) for cases in (train, test)]
+    report.diagnostics = diagnose(model, *whole)
+    reporting.write_reports([report], settings.out)
+    seconds = round(time.perf_counter() - started, 1)
+    reporting.write_json(settings.out / "history.json", {"epochs": history, "seconds": seconds})
+    say(f"\n{kind}, test split\n{report.table()}\n")
+    say(f"wrote {settings.out}/report.html and metrics.json, {seconds} s in all")
+
+
+if __name__ == "__main__":
+    main(parse(Settings, {"small": SMALL}, description=__doc__))

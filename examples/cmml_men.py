@@ -1,0 +1,213 @@
+"""CMML on meningioma MRI: three volumes and a table of a patient, any part missing; which grade?
+
+Data: a cohort of your own (the one of the CMML paper is private), or BraTS meningioma with a table
+of grades; docs/men.md shows the layout, and how to describe another. Without `--data-root` a
+SYNTHETIC cohort in the same on-disk format is written and read back: it shows that all works, and
+says nothing about tumours.
+
+    python examples/cmml_men.py                                   # synthetic, about a minute
+    python examples/cmml_men.py --data-root cohort --preset cfcml --encoder resnet18 \
+        --weights resnet_18_23dataset.pth --cache prepared        # 128 x 128 x 24 voxels
+    python examples/cmml_men.py --num-folds 5 --split 3           # the fourth of five folds
+    torchrun --nproc-per-node 2 examples/cmml_men.py              # two processes
+
+Writes to `runs/cmml_men/`: report.html, report.png, metrics.json (for
+`MissingnessReport.from_json`), config.json, split.json, history.json and the checkpoints. A killed
+run goes on with `--resume`. Expected scores, with spread: docs/men.md.
+"""
+
+import functools
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from accelerate.utils import gather_object
+
+import mmfusion
+from mmfusion.evaluation import diagnose, evaluate
+from mmfusion.recipes import reporting
+from mmfusion.recipes.encoders import TableEncoder
+from mmfusion.recipes.encoders3d import Backbone3D, SmallCNN3D
+from mmfusion.recipes.launch import join_processes
+from mmfusion.recipes.men import Men
+from mmfusion.recipes.men_layout import BRATS_LAYOUT, MEN_LAYOUT, Layout
+from mmfusion.recipes.men_synthetic import write_synthetic_men
+from mmfusion.recipes.men_table import read_patients, read_split
+from mmfusion.recipes.plan import Plan
+from mmfusion.recipes.presets import CFCML, SMALL, parse
+from mmfusion.recipes.splits import folds, save_split
+from mmfusion.recipes.training import fit
+from mmfusion.recipes.volume_inputs import random_mirror
+
+PRESETS = {"cfcml": CFCML["men"] | {"size": (128, 128, 24)}, "small": SMALL}
+
+
+@dataclass
+class Settings:
+    """What to run."""
+
+    preset: Literal["none", "cfcml", "small"] = "none"
+    """Other defaults: those of the nearest published recipe, or for small data."""
+    data_root: Path | None = None
+    """The folder of a real cohort; without it a synthetic one is written to runs/."""
+    layout: str = "men"
+    """Where it keeps what: "men", "brats", or a TOML file."""
+    num_patients: int = 240
+    """Patients of the synthetic cohort."""
+    out: Path = Path("runs/cmml_men")
+    """Folder for everything written."""
+    target: Literal["subtype", "grade"] = "subtype"
+    """All classes of the layout, or both kinds of grade 2 as one."""
+    split: int = 0
+    """Which splits/<split>.csv of the cohort, or which fold."""
+    num_folds: int = 0
+    """Draw so many folds instead of reading splits/."""
+    size: tuple[int, int, int] = (32, 32, 16)
+    """Voxels of the tumour box along x, y and z."""
+    cache: Path | None = None
+    """Folder for prepared volumes, which the next run reads; else they are kept in memory."""
+    on_broken: Literal["raise", "missing"] = "raise"
+    """A file or cell that cannot be read stops the run, or counts as missing."""
+    encoder: str = "small"
+    """"small", or a 3-D network of MONAI such as resnet18; one for each sequence."""
+    weights: Path | None = None
+    """A file of MedicalNet weights for such a network."""
+    dim: int = 64
+    """Width of a token."""
+    num_tokens: int = 4
+    """Tokens per modality."""
+    num_heads: int = 4
+    """Attention heads."""
+    dropout: float = 0.1
+    """In cascade, alignment and head."""
+    plan: Annotated[Plan, tyro.conf.arg(name="")] = field(default_factory=lambda: Plan(epochs=20))
+    """How to train."""
+    resume: bool = False
+    """Go on with a run that was killed."""
+
+
+def read(settings: Settings) -> tuple[dict[str, Men], dict[str, list[str]]]:
+    """The three splits, of a real cohort or of a synthetic one, and who is in which."""
+    root = settings.data_root
+    if root is None:
+        root = settings.out.parent / f"men-synthetic-{settings.num_patients}"
+        write_synthetic_men(root, num_patients=settings.num_patients)
+    known = {"men": MEN_LAYOUT, "brats": BRATS_LAYOUT}
+    layout = known.get(settings.layout) or Layout.from_toml(settings.layout)
+    if settings.num_folds:
+        if not 0 <= settings.split < settings.num_folds:
+            raise ValueError(
+                f"split={settings.split} of num_folds={settings.num_folds}: folds are counted from "
+                "0. Pass a split below num_folds."
+            )
+        patients = read_patients(root, layout)
+        ids, labels = [one.patient_id for one in patients], [one.label for one in patients]
+        split = folds(ids, settings.num_folds, labels=labels)[settings.split]
+    else:
+        split = read_split(root / "splits" / f"{settings.split}.csv")
+    kind: dict[str, Any] = {
+        key: getattr(settings, key) for key in ("target", "size", "cache", "on_broken")
+    }
+    kind |= {"splits": split, "layout": layout}
+    data = {
+        "train": Men(root, "train", transform=random_mirror, **kind),
+        "valid": Men(root, "valid", **kind),
+        "test": Men(root, "test", **kind),
+    }
+    return data, split
+
+
+def build(settings: Settings, data: Men) -> mmfusion.CMML:
+    """CMML over an encoder of its own for each sequence and one for the table."""
+    torch.manual_seed(settings.plan.seed)
+    modalities: dict[str, Any] = {}
+    for name in data.layout.volumes:
+        if settings.encoder == "small":
+            modalities[name] = SmallCNN3D(64, size=settings.size), 64
+        else:
+            network: Any = Backbone3D(
+                settings.encoder, size=settings.size, weights=settings.weights
+            )
+            network.pretrained = settings.weights is not None  # learns at --backbone-rate
+            modalities[name] = network, network.width
+    if "table" in data.names:
+        cells = [feature.partition("=")[0] for feature in data.feature_names]
+        modalities["table"] = TableEncoder(cells, settings.dim), settings.dim
+    return mmfusion.CMML(
+        modalities,
+        num_classes=data.num_classes,
+        dim=settings.dim,
+        num_tokens=settings.num_tokens,
+        num_heads=settings.num_heads,
+        dropout=settings.dropout,
+    )
+
+
+def main(settings: Settings) -> None:
+    """Read, train, evaluate, print and write."""
+    started = time.perf_counter()
+    state = join_processes()
+    say = print if state.is_main_process else (lambda *_: None)
+    with state.main_process_first():  # which writes the synthetic cohort, and the cache
+        data, split = read(settings)
+    train, valid, test = data.values()
+    kind = "SYNTHETIC data in the format of MEN" if test.is_synthetic else "meningioma cohort"
+    say(f"{kind}: {', '.join(f'{len(cases)} {name}' for name, cases in data.items())}")
+    for name, cases in data.items():
+        absent, counts = (~cases.present).sum(0).tolist(), cases.class_counts.tolist()
+        say(f"{name}: absent {dict(zip(cases.names, absent, strict=True))}")
+        say(f"{name}: patients {dict(zip(cases.class_names, counts, strict=True))}")
+        if cases.uncut:
+            say(f"{name}: without a tumour box, cut in the middle: {', '.join(cases.uncut)}")
+        for one in cases.broken:
+            say(f"{name}: {one.patient_id}, {one.column} {one.value} {one.reason}: missing")
+    about = {"title": f"CMML, {kind}, test split", "synthetic": test.is_synthetic}
+    if state.is_main_process:
+        settings.out.mkdir(parents=True, exist_ok=True)
+        about["split_sha256"] = save_split(settings.out / "split.json", split)
+        config = {"settings": asdict(settings), "versions": reporting.versions(), **about}
+        reporting.write_json(settings.out / "config.json", config)
+
+    join = functools.partial(mmfusion.presence.collate, names=train.names, shapes=train.shapes)
+    score_on = functools.partial(evaluate, gather=gather_object)
+
+    def validation_auc(model: torch.nn.Module) -> float:
+        found = score_on(model, reporting.in_order(valid, join), kinds=["subset"], num_bootstrap=0)
+        return reporting.pooled(found)
+
+    model = build(settings, train)
+    history = fit(
+        model,
+        train,
+        validation_auc,
+        settings.plan,
+        settings.out / "checkpoints",
+        collate=join,
+        classes=train.labels,
+        resume=settings.resume,
+        track=True,
+    )
+    report = score_on(
+        model,
+        reporting.in_order(test, join),
+        seeds=[settings.plan.seed],
+        classes=test.class_names,
+        about=about,
+    )
+    state.destroy_process_group()
+    if not state.is_main_process:
+        return
+    whole = [join([cases[row] for row in range(len(cases))]) for cases in (train, test)]
+    report.diagnostics = diagnose(model, *whole)
+    reporting.write_reports([report], settings.out)
+    seconds = round(time.perf_counter() - started, 1)
+    reporting.write_json(settings.out / "history.json", {"epochs": history, "seconds": seconds})
+    say(f"\n{kind}, test split\n{report.table()}\n")
+    say(f"wrote {settings.out}/report.html and metrics.json, {seconds} s in all")
+
+
+if __name__ == "__main__":
+    main(parse(Settings, PRESETS, description=__doc__))

@@ -1,0 +1,225 @@
+"""A reader for data of your own: a table, and photos, volumes and vectors in files.
+
+A TOML file says where everything is, so that nothing has to be programmed; see ``custom_layout``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmfusion.recipes.cells import TableCoding
+from mmfusion.recipes.custom_layout import Case, CustomLayout, deal, read_cases
+from mmfusion.recipes.images import check_choice, check_size, read_photo, transformed
+from mmfusion.recipes.men import Broken
+from mmfusion.recipes.men_table import SPLITS, check_split
+from mmfusion.recipes.synthetic import MARKER
+from mmfusion.recipes.volume_inputs import Size, check_settings, crop, normalise
+from mmfusion.recipes.volumes import centre_box, read_volume
+
+
+class Custom(Dataset[dict[str, Any]]):
+    """Read one split of a data set that a TOML file describes, as complete or incomplete samples.
+
+    An item is ``{"inputs": {modality: tensor or None}, "labels": int, "sample_ids": int}``; a blank
+    cell of a table is NaN. All files are read here, once, and kept in memory. A volume is taken
+    whole, resampled, and z-scored over its non-zero voxels; a vector is taken as it is. Categories
+    and the mean and spread of numbers come from the training rows.
+
+    Args:
+        toml: The layout; paths in it are relative to its folder.
+        split: ``"train"``, ``"valid"`` or ``"test"``.
+        splits: Split -> ids of its cases; None asks ``custom_layout.deal``.
+        image_size: Side of the square photos, or ``(height, width)``.
+        volume_size: Voxels along x, y and z.
+        transform: Called once per item with the dict of the photos and volumes present; returns the
+            same keys. What it draws holds for all of them.
+        on_broken: ``"raise"``, or ``"missing"``: what cannot be read is absent and in ``broken``.
+
+    Attributes:
+        layout: The layout.
+        names: The modalities: photos, volumes, vectors, tables.
+        ids: Of every case; ``sample_ids`` are their rows of the table.
+        labels: Of every case, as one tensor.
+        present: ``(num_cases, M)`` bool, columns as ``names``.
+        broken: The files and cells that could not be read.
+        class_names: In the order of the logits; ``class_counts`` belongs to it.
+        num_classes: Width of the logits.
+        feature_names: Table -> its columns.
+        shapes: Shape of each modality, as ``presence.collate`` takes it.
+        is_synthetic: True where the data were written by ``write_synthetic_custom``.
+
+    Shape:
+        - photos: ``(3, H, W)``, 0..1; volumes: ``(1, X, Y, Z)``; vectors, tables: ``(F,)``
+
+    Raises:
+        ValueError: If an argument, the layout, the table, the splits, a cell or a file is not as it
+            should be; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> from mmfusion.recipes.custom_synthetic import write_synthetic_custom
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     toml = write_synthetic_custom(folder, num_cases=40)
+        ...     cases = Custom(toml, "valid", image_size=16, volume_size=(8, 8, 8))
+        >>> cases.shapes
+        {'photo': (3, 16, 16), 'scan': (1, 8, 8, 8), 'signal': (32,), 'clinic': (4,)}
+    """
+
+    def __init__(
+        self,
+        toml: str | Path,
+        split: Literal["train", "valid", "test"],
+        *,
+        splits: Mapping[str, Sequence[str]] | None = None,
+        image_size: int | tuple[int, int] = 224,
+        volume_size: Size = (128, 128, 24),
+        transform: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        on_broken: Literal["raise", "missing"] = "raise",
+    ) -> None:
+        check_choice("split", split, SPLITS)
+        check_choice("on_broken", on_broken, ("raise", "missing"))
+        check_settings(volume_size, None)
+        self.image_size, self.volume_size = check_size(image_size), volume_size
+        self.transform = transform
+        toml = Path(toml).expanduser().resolve()
+        self.root, self.layout = toml.parent, CustomLayout.from_toml(toml)
+        self.is_synthetic = (self.root / MARKER).is_file()
+        cases = read_cases(self.root, self.layout)
+        splits = deal(cases) if splits is None else splits
+        self.names = self.layout.names
+        self.class_names = tuple(dict.fromkeys(self.layout.classes.values()))
+        self.num_classes = len(self.class_names)
+        check_split(splits, {case.id: case.label for case in cases}, self.class_names)
+        rows = {case.id: row for row, case in enumerate(cases)}
+        chosen = {name: sorted(rows[case] for case in splits[name]) for name in splits}
+        self.cases = [cases[row] for row in chosen[split]]
+        self.ids = tuple(case.id for case in self.cases)
+        self.sample_ids = torch.tensor(chosen[split])
+        self.labels = torch.tensor([self.class_names.index(case.label) for case in self.cases])
+        self.class_counts = self.labels.bincount(minlength=self.num_classes)
+        self.shapes: dict[str, tuple[int, ...]] = {
+            **dict.fromkeys(self.layout.photos, (3, *self.image_size)),
+            **dict.fromkeys(self.layout.volumes, (1, *volume_size)),
+            **{name: (_width(name, cases),) for name in self.layout.vectors},
+        }
+        self._set_tables([cases[row] for row in chosen["train"]])
+        self._set_files()
+        if self.broken and on_broken == "raise":
+            first = self.broken[0]
+            raise ValueError(
+                f"case {first.patient_id}, {first.column}={first.value!r}: {first.reason} (broken "
+                f"in this split: {len(self.broken)}): what a table names can be read. Restore it, "
+                "leave it out, or pass on_broken='missing' to have it absent."
+            )
+
+    def _set_tables(self, train: Sequence[Case]) -> None:
+        self.tables: dict[str, Tensor] = {}
+        self.feature_names: dict[str, tuple[str, ...]] = {}
+        self.broken: tuple[Broken, ...] = ()
+        for name, columns in self.layout.tables.items():
+            coding = TableCoding([case.cells for case in train], **columns)
+            coded = [coding.encode(case.cells) for case in self.cases]
+            self.tables[name] = torch.stack([values for values, _ in coded])
+            self.feature_names[name] = coding.feature_names
+            self.shapes[name] = (len(coding.feature_names),)
+            for case, (_, bad) in zip(self.cases, coded, strict=True):
+                self.broken += tuple(Broken(case.id, *cell) for cell in bad)
+
+    def _set_files(self) -> None:
+        with ThreadPoolExecutor() as pool:  # decoding and resampling release the GIL
+            results = list(pool.map(self._load, self.cases))
+        self.values = [values for values, _ in results]
+        self.broken += tuple(broken for _, found in results for broken in found)
+        here = [[name in values for name in self.layout.files] for values in self.values]
+        known = [~table.isnan().all(1, keepdim=True) for table in self.tables.values()]
+        files = torch.tensor(here, dtype=torch.bool).reshape(len(here), -1)
+        self.present = torch.cat([files, *known], dim=1)
+
+    def _load(self, case: Case) -> tuple[dict[str, Tensor], list[Broken]]:
+        """The files of a case, and what is broken of them."""
+        values, broken = {}, []
+        for name, file in case.files.items():
+            try:
+                values[name] = self._read(name, file)
+            except ValueError as error:
+                broken.append(Broken(case.id, name, str(file), str(error)))
+        return values, broken
+
+    def _read(self, name: str, file: Path) -> Tensor:
+        if name in self.layout.photos:
+            return read_photo(self.root, str(file), self.image_size)
+        if name in self.layout.volumes:
+            volume = read_volume(file)
+            return normalise(crop(volume, centre_box(volume, (np.inf,) * 3), self.volume_size))
+        vector = read_vector(file)
+        if vector.shape != self.shapes[name]:
+            raise ValueError(f"has {len(vector)} numbers, and the first one {self.shapes[name][0]}")
+        return vector
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        values = dict(self.values[index])
+        values |= {name: table[index] for name, table in self.tables.items()}
+        for name in self.layout.photos:
+            if name in values:
+                values[name] = values[name].float() / 255
+        images = (*self.layout.photos, *self.layout.volumes)
+        shown = {name: values[name] for name in images if name in values}
+        values |= transformed(shown, self.transform)
+        return {
+            "inputs": {name: values.get(name) for name in self.names},
+            "labels": int(self.labels[index]),
+            "sample_ids": int(self.sample_ids[index]),
+        }
+
+
+def read_vector(path: Path) -> Tensor:
+    """Read a ``.npy`` file with one vector of finite numbers.
+
+    Args:
+        path: The file.
+
+    Shape:
+        - result: ``(F,)``, float32
+
+    Raises:
+        ValueError: With the reason alone; the caller knows the case.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(Path(folder, "ecg.npy"), np.arange(3))
+        ...     read_vector(Path(folder, "ecg.npy"))
+        tensor([0., 1., 2.])
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+        vector = torch.from_numpy(np.asarray(array, np.float32))
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        raise ValueError(f"cannot be read as numbers ({error})") from None
+    if vector.ndim != 1 or not vector.isfinite().all():
+        raise ValueError(f"has shape {tuple(vector.shape)} or NaN: one vector of finite numbers")
+    return vector
+
+
+def _width(name: str, cases: Sequence[Case]) -> int:
+    """Numbers in the first vector of a modality that can be read."""
+    reasons = []
+    for case in cases:
+        if name in case.files:
+            try:
+                return len(read_vector(case.files[name]))
+            except ValueError as error:
+                reasons.append(f"{case.files[name]} {error}")
+    raise ValueError(
+        f"vectors: no file of {name!r} can be read ({reasons[0]}): each holds one vector. Save "
+        "them with numpy.save, or leave the modality out of the layout."
+    )

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from mmfusion.recipes.crossfit import Rows, batch_size, folds, mixture_loss, mixture_weights
+
+
+def test_weights_find_the_opinion_that_is_right():
+    labels = torch.randint(3, (400,))
+    right = 2 * torch.nn.functional.one_hot(labels, 3) + torch.randn(400, 3)
+    scores = torch.stack([right, torch.randn(400, 3)], dim=2).log_softmax(1)
+    weights = mixture_weights(scores, labels, "multiclass")
+    assert weights[0] > 5 * weights[1] >= 0
+    least = mixture_loss(scores, labels, "multiclass", weights)
+    for other in ([1.0, 0.0], [0.5, 0.5], [0.0, 1.0]):
+        assert least < mixture_loss(scores, labels, "multiclass", torch.tensor(other).double())
+
+
+def test_two_opinions_that_err_apart_are_both_heard():
+    truth = torch.randn(300, 1)
+    scores = torch.stack([truth + torch.randn(300, 1) for _ in range(2)], dim=2)
+    weights = mixture_weights(scores, truth, "regression")
+    assert weights.min() > 0.2
+
+
+@pytest.mark.parametrize("target", ["multiclass", "multilabel", "regression"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_row_is_left_out_once(target, grouped):
+    labels = {
+        "multiclass": torch.tensor([0] * 20 + [1] * 18 + [2, 3]),  # two classes with one row
+        "multilabel": torch.randint(2, (40, 2)).float(),
+        "regression": torch.randn(40, 1),
+    }[target]
+    groups = torch.arange(40).div(2, rounding_mode="floor").numpy() if grouped else None
+    parts = folds(Rows({}, torch.ones(40, 1).bool(), labels, groups), 4, target, seed=1)
+    assert sorted(torch.cat([held for _, held in parts]).tolist()) == list(range(40))
+    for kept, held in parts:
+        assert sorted([*kept.tolist(), *held.tolist()]) == list(range(40))
+        if target == "multiclass" and not grouped:
+            assert 4 <= (labels[held] == 0).sum() <= 6
+
+
+def test_batches_grow_with_the_rows():
+    assert [batch_size(rows) for rows in (1, 200, 1000, 10**6)] == [32, 32, 256, 256]
