@@ -105,7 +105,7 @@ def read(settings: Settings) -> tuple[dict[str, Men], dict[str, list[str]]]:
             )
         patients = read_patients(root, layout)
         ids, labels = [one.patient_id for one in patients], [one.label for one in patients]
-        split = folds(ids, settings.num_folds, labels=labels)[settings.split]
+        split = folds(ids, settings.num_folds, valid=0.2, labels=labels)[settings.split]
     else:
         split = read_split(root / "splits" / f"{settings.split}.csv")
     kind: dict[str, Any] = {

@@ -4,6 +4,8 @@ Every row is predicted once by a member that never saw it. These predictions dec
 linear evidence is regularised and how much of it and of the fusion model goes into the mixture.
 """
 
+import copy
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,13 @@ from mmfusion.missingness import hide
 from mmfusion.recipes.evidence import STRENGTHS, LinearEvidence
 
 Features = Mapping[str, Tensor]
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "multiclass": F.cross_entropy,
+    "multilabel": F.binary_cross_entropy_with_logits,
+    "regression": F.mse_loss,
+}
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,7 @@ def crossfit(
     rows: Rows,
     parts: list[tuple[Tensor, Tensor]],
     hide_rate: float,
+    input_dropout: float,
     seed: int,
 ) -> dict[str, Any]:
     """Fit the members' evidence and mixture weights on what each has left out; say what was found.
@@ -192,25 +202,22 @@ def crossfit(
 
     report: dict[str, Any] = {}
     if members[0].linear is not None:
-        losses = {}
-        states = {}
+        losses, states = {}, {}
         for strength in STRENGTHS:
             for member, (kept, _) in zip(members, parts, strict=True):
-                device = member.weights.device
-                inputs = {name: value[kept].to(device) for name, value in rows.inputs.items()}
-                member.linear.fit(inputs, rows.present[kept], rows.labels[kept], strength)
+                part = rows[kept]
+                member.linear.fit(part.inputs, part.present, part.labels, strength)
             scores = judged(lambda member, inputs, present: member.linear(inputs, present))
-            losses[strength] = float(
-                mixture_loss(scores.unsqueeze(2), labels, target, torch.ones(1).double())
-            )
-            states[strength] = [
-                {k: v.clone() for k, v in member.linear.state_dict().items()} for member in members
-            ]
+            alone = torch.ones(1, dtype=torch.float64)
+            losses[strength] = float(mixture_loss(scores.unsqueeze(2), labels, target, alone))
+            states[strength] = [copy.deepcopy(member.linear.state_dict()) for member in members]
         best = min(losses, key=losses.__getitem__)
         for member, state in zip(members, states[best], strict=True):
             member.linear.load_state_dict(state)
         report["linear_strength"] = best
-    scores = judged(Member.scores)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        scores = judged(functools.partial(as_an_ensemble, input_dropout=input_dropout))
     weights = mixture_weights(scores, labels, target)
     for member in members:
         member.weights.copy_(weights)
@@ -224,11 +231,38 @@ def crossfit(
     return report
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "multiclass": F.cross_entropy,
-    "multilabel": F.binary_cross_entropy_with_logits,
-    "regression": F.mse_loss,
-}
+def as_an_ensemble(
+    member: Member, inputs: Features, present: Tensor, input_dropout: float, passes: int = 16
+) -> Tensor:
+    """Scores of a member as if it were several: averaged over passes with dropout on.
+
+    A row is left out by one member alone, but answered by all. Networks gain much from being
+    averaged and linear models little, so that single members would be trusted too little.
+
+    References:
+        Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016.
+    """
+    plain = member.scores(inputs, present)
+    target = member.model.target
+    for module in member.model.modules():
+        module.train(isinstance(module, nn.Dropout))
+    total = torch.zeros_like(plain)
+    for _ in range(passes):
+        dropped = {name: F.dropout(x, input_dropout) for name, x in inputs.items()}
+        scores = member.scores(dropped, present)
+        total += scores if target == "regression" else _probabilities(scores, target)
+    member.eval()
+    mean = total / passes
+    if target == "multiclass":
+        mean = mean.clamp(min=1e-12).log()
+    elif target == "multilabel":
+        mean = mean.logit(eps=1e-12)
+    linear = torch.tensor([kind == "linear" for kind in member.kinds], device=mean.device)
+    return torch.where(linear, plain, mean)
+
+
+def _probabilities(scores: Tensor, target: str) -> Tensor:
+    return scores.softmax(1) if target == "multiclass" else scores.sigmoid()
 
 
 def mixture_loss(scores: Tensor, labels: Tensor, target: str, weights: Tensor) -> Tensor:

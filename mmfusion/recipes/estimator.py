@@ -145,7 +145,9 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
                         after_epoch=advance,
                     )
                 self.members_.append(member)
-        self.decisions_ = crossfit(self.members_, rows, parts, self.hide_rate, self.random_state)
+        self.decisions_ = crossfit(
+            self.members_, rows, parts, self.hide_rate, self.input_dropout, self.random_state
+        )
         return self
 
     # --- building

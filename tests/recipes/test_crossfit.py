@@ -1,7 +1,18 @@
 import pytest
 import torch
+from torch import nn
 
-from mmfusion.recipes.crossfit import Rows, batch_size, folds, mixture_loss, mixture_weights
+from mmfusion.baselines import ZeroFill
+from mmfusion.recipes.crossfit import (
+    Member,
+    Rows,
+    as_an_ensemble,
+    batch_size,
+    folds,
+    mixture_loss,
+    mixture_weights,
+)
+from mmfusion.recipes.evidence import LinearEvidence
 
 
 def test_weights_find_the_opinion_that_is_right():
@@ -41,3 +52,19 @@ def test_every_row_is_left_out_once(target, grouped):
 
 def test_batches_grow_with_the_rows():
     assert [batch_size(rows) for rows in (1, 200, 1000, 10**6)] == [32, 32, 256, 256]
+
+
+@pytest.mark.parametrize("target", ["multiclass", "multilabel", "regression"])
+def test_as_an_ensemble_averages_the_network_and_leaves_linear_evidence_and_modes_alone(target):
+    model = ZeroFill({"a": 4}, num_classes=3, target=target, dim=8, dropout=0.5)
+    member = Member(model, LinearEvidence({"a": 4}, 3, target)).eval()
+    nn.init.normal_(model.head.classify.weight, std=3)
+    inputs, present = {"a": torch.randn(6, 4)}, torch.ones(6, 1, dtype=torch.bool)
+    plain = member.scores(inputs, present)
+    found = as_an_ensemble(member, inputs, present, input_dropout=0.2)
+    torch.testing.assert_close(found[..., 1], plain[..., 1])
+    assert not torch.allclose(found[..., 0], plain[..., 0])
+    assert not any(module.training for module in member.modules())
+    if target == "multiclass":  # an average of probabilities is one, and less sure of itself
+        torch.testing.assert_close(found[..., 0].exp().sum(1), torch.ones(6).double())
+        assert found[..., 0].exp().amax(1).mean() < plain[..., 0].exp().amax(1).mean()

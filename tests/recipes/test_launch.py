@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from mmfusion.evaluation import MissingnessReport
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cmml_derm7pt.py"
 # Ranks draw different dropout, so there is none; batches of ten divide over both.
 TINY = ["--num-cases=60", "--epochs=2", "--dim=16", "--batch-size=10"]
@@ -17,7 +19,10 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 ACCELERATE += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
 
 
-def run(folder: Path, launcher: list[str], **environment: str) -> dict[str, Any]:
+def run(
+    folder: Path, launcher: list[str], **environment: str
+) -> tuple[list[dict[str, Any]], MissingnessReport]:
+    """The history of a run and its report."""
     command = [sys.executable, *launcher, str(EXAMPLE), *TINY, f"--out={folder / 'run'}"]
     kind: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
     env = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **environment}
@@ -25,11 +30,12 @@ def run(folder: Path, launcher: list[str], **environment: str) -> dict[str, Any]
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("SYNTHETIC data in the format of Derm7pt:") == 1  # one rank speaks
     assert "Warning" not in done.stderr
-    return json.loads((folder / "run" / "metrics.json").read_text())
+    history = json.loads((folder / "run" / "history.json").read_text())["CMML"]
+    return history, MissingnessReport.from_json(folder / "run" / "metrics.json")
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     return run(tmp_path_factory.mktemp("one"), [])
 
 
@@ -43,12 +49,11 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ids=["torchrun", "accelerate launch"],
 )
 def test_two_processes_score_like_one(
-    one: dict[str, Any], tmp_path: Path, launcher: list[str], environment: dict[str, str]
+    one: tuple[Any, ...], tmp_path: Path, launcher: list[str], environment: dict[str, str]
 ) -> None:
     two = run(tmp_path, launcher, **environment)
-    for ours, theirs in zip(two["history"]["CMML"], one["history"]["CMML"], strict=True):
+    for ours, theirs in zip(two[0], one[0], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
         assert ours["score"] == pytest.approx(theirs["score"], abs=1e-2)
-    for kind in ("subsets", "rates"):
-        auc = [[row["auc"] for row in x["results"]["CMML"][kind]] for x in (one, two)]
-        assert auc[0] == pytest.approx(auc[1], abs=2e-2)  # one swap of two cases is 0.013
+    auc = [[row.values["auc_macro"] for row in report.scores] for _, report in (one, two)]
+    assert auc[0] == pytest.approx(auc[1], abs=2e-2)  # one swap of two cases is 0.013
