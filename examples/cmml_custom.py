@@ -4,7 +4,7 @@ Describe the data in a TOML file such as `examples/custom.toml` (docs/custom.md 
 reader has to be written. Without one, a SYNTHETIC data set of a photo, a scan, a signal and a table
 is written and read back: it shows that all works, and means nothing.
 
-    python examples/cmml_custom.py                                # synthetic, about a minute
+    python examples/cmml_custom.py                                # synthetic, a minute or two
     python examples/cmml_custom.py --data my_data/layout.toml --image-size 128 128
 
 Writes to `runs/cmml_custom/`: report.html, report.png, metrics.json (for

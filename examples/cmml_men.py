@@ -5,7 +5,7 @@ of grades; docs/men.md shows the layout, and how to describe another. Without `-
 SYNTHETIC cohort in the same on-disk format is written and read back: it shows that all works, and
 says nothing about tumours.
 
-    python examples/cmml_men.py                                   # synthetic, about a minute
+    python examples/cmml_men.py                                   # synthetic, a minute or two
     python examples/cmml_men.py --data-root cohort --preset cfcml --encoder resnet18 \
         --weights resnet_18_23dataset.pth --cache prepared        # 128 x 128 x 24 voxels
     python examples/cmml_men.py --num-folds 5 --split 3           # the fourth of five folds
@@ -13,7 +13,7 @@ says nothing about tumours.
 
 Writes to `runs/cmml_men/`: report.html, report.png, metrics.json (for
 `MissingnessReport.from_json`), config.json, split.json, history.json and the checkpoints. A killed
-run goes on with `--resume`. Expected scores, with spread: docs/men.md.
+run goes on with `--resume`. What is read, and how: docs/men.md.
 """
 
 import functools

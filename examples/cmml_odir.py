@@ -5,14 +5,14 @@ Data: ODIR-5K, 3500 patients with public labels. Request it from its organisers
 in the same on-disk format is written and read back: it shows that all works, and says nothing about
 eyes.
 
-    python examples/cmml_odir.py                                  # synthetic, about a minute
+    python examples/cmml_odir.py                                  # synthetic, a minute or two
     python examples/cmml_odir.py --data-root ODIR-5K --image-size 224 224 \
         --encoder microsoft/swin-tiny-patch4-window7-224 --backbone-rate 0.1
     torchrun --nproc-per-node 2 examples/cmml_odir.py             # two processes
 
 Writes to `runs/cmml_odir/`: report.html, report.png, metrics.json (for
 `MissingnessReport.from_json`), config.json, split.json, history.json and the checkpoints. A killed
-run goes on with `--resume`. Expected scores, with spread: docs/odir.md.
+run goes on with `--resume`. What is read, and how: docs/odir.md.
 """
 
 import functools

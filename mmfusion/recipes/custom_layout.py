@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmfusion.recipes.men_table import SPLITS, _find, _read_csv
+from mmfusion.recipes.men_table import SPLITS, find_file, read_table
 from mmfusion.recipes.splits import split_patients
 
 Names = Mapping[str, str]
@@ -139,7 +139,7 @@ def read_cases(root: Path, layout: CustomLayout) -> list[Case]:
     path = root / layout.table
     places = [place for place in layout.files.values() if "{" not in place]
     columns = [layout.id, layout.label, layout.group, layout.split, *layout.cells, *places]
-    rows = _read_csv(path, [*filter(None, columns)], "Correct the table, or the layout.")
+    rows = read_table(path, [*filter(None, columns)], "Correct the table, or the layout.")
     allowed = {layout.label: [*layout.classes]} | (
         {layout.split: [*SPLITS]} if layout.split else {}
     )
@@ -158,7 +158,7 @@ def read_cases(root: Path, layout: CustomLayout) -> list[Case]:
                     f"{path} row {position} ({name}): {column}={row[column]!r}: it is one of "
                     f"{', '.join(words)}. Correct the cell, or the layout."
                 )
-        found = {of: _find(root, place, row) for of, place in layout.files.items()}
+        found = {of: find_file(root, place, row) for of, place in layout.files.items()}
         cases[name] = Case(
             id=name,
             label=layout.classes[row[layout.label]],

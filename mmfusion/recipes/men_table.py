@@ -97,7 +97,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
         ValueError: If it is not there, lacks a column, or a split has another name.
     """
     cure = "Correct it, or pass splits=mmfusion.recipes.splits.split_patients(...) instead."
-    rows = _read_csv(path, ("patient_id", "split"), cure)
+    rows = read_table(path, ("patient_id", "split"), cure)
     for position, row in enumerate(rows):
         if row["split"] not in SPLITS:
             raise ValueError(
@@ -157,10 +157,10 @@ def _read_table(path: Path, layout: Layout) -> list[dict[str, str]]:
         *layout.box,
         *(place for place in places if "{" not in place),
     )
-    return _read_csv(path, columns, "Correct the table, or the layout.")
+    return read_table(path, columns, "Correct the table, or the layout.")
 
 
-def _read_csv(path: Path, columns: Iterable[str], cure: str) -> list[dict[str, str]]:
+def read_table(path: Path, columns: Iterable[str], cure: str) -> list[dict[str, str]]:
     """All cells as stripped text, so that ids keep their zeros; blank cells are ""."""
     plain: dict[str, Any] = {"dtype": str, "keep_default_na": False}
     try:
@@ -187,18 +187,18 @@ def _read_csv(path: Path, columns: Iterable[str], cure: str) -> list[dict[str, s
 
 
 def _patient(root: Path, row: dict[str, str], layout: Layout) -> Patient:
-    files = {name: _find(root, place, row) for name, place in layout.volumes.items()}
+    files = {name: find_file(root, place, row) for name, place in layout.volumes.items()}
     return Patient(
         row[layout.patient_id],
         layout.classes[row[layout.label]],
         {column: row[column] for column in (*layout.categorical, *layout.numeric)},
         {name: file for name, file in files.items() if file is not None},
-        _find(root, layout.tumour, row) if layout.tumour else None,
+        find_file(root, layout.tumour, row) if layout.tumour else None,
         _box(row, layout),
     )
 
 
-def _find(root: Path, place: str, row: dict[str, str]) -> Path | None:
+def find_file(root: Path, place: str, row: dict[str, str]) -> Path | None:
     """The file of a patient; None where the patient has none."""
     if "{" not in place:
         return root / row[place] if row[place] else None
