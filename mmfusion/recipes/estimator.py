@@ -51,7 +51,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        method: str = "CMML",
+        method: str = "cmml",
         *,
         dim: int = 64,
         num_members: int = 5,
@@ -313,7 +313,8 @@ class CMMLClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     Rows outside ``fit`` decide nothing; the same ``random_state`` gives the same predictions.
 
     Args:
-        method: ``"CMML"``, or the name of any class in ``mmfusion.baselines``.
+        method: ``"cmml"``, or the name of any class in ``mmfusion.baselines``; case and underscores
+            do not matter.
         dim: Width of a token, ``D``.
         num_members: Models, and folds.
         epochs: Passes of each over its rows.

@@ -197,3 +197,9 @@ def test_a_class_with_one_row_and_rows_with_nothing_are_no_trouble():
     present[:5] = False
     model = CMMLClassifier(**SMALL).fit(inputs, y, present & ~np.isnan(inputs["lab"][:, :1]))
     assert np.isfinite(model.predict_proba(inputs, present & False)).all()
+
+
+@pytest.mark.parametrize("method", ["cmml", "masked_transformer", "LateFusion"])
+def test_a_method_is_found_however_its_name_is_written(method):
+    wanted = method.replace("_", "").lower()
+    assert CMMLClassifier(method)._method().__name__.lower() == wanted
