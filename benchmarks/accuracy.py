@@ -24,13 +24,14 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import tyro
+from harness import commit
 from rich.progress import Progress
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.metrics import log_loss, roc_auc_score
@@ -237,7 +238,14 @@ def done(path: Path) -> list[dict]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row["decisions"]]
+        return [row for row in csv.DictReader(file) if _whole(row)]
+
+
+def _whole(row: dict) -> bool:
+    try:
+        return bool(json.loads(row["decisions"]))
+    except (TypeError, ValueError):  # the column is lacking, or cut
+        return False
 
 
 def name_of(data: str) -> str:
@@ -271,9 +279,7 @@ def table(rows: list[dict]) -> str:
             gain = np.subtract(mean["CMML"], values)
             cells = " | ".join(f"{value:+.2f}" for value in (*gain, gain.mean()))
             lines.append(f"| CMML minus {what} | {cells} |")
-    lines.append(
-        f"\nMacro one-vs-rest AUC x 100, mean of {whole} runs (seeds x rates) per data set."
-    )
+    lines.append(f"\nMacro one-vs-rest AUC x 100; runs (seeds x rates) per data set: {whole}.")
     return "\n".join(lines)
 
 
@@ -307,15 +313,14 @@ def main(settings: Settings) -> None:
             bar.advance(task)
     text = table(rows)
     (settings.out / "table.md").write_text(text + "\n")
+    plain = asdict(settings) | {"out": settings.out.name}
     about = {
-        "epochs": settings.epochs,
-        "num_members": settings.num_members,
-        "seeds": settings.seeds,
+        "settings": plain | {"data": [name_of(data) for data in settings.data]},
+        "commit": commit(),
+        "versions": versions(),
+        "core_seconds": round(sum(float(row["seconds"]) for row in rows), 1),
     }
-    seconds = sum(float(row["seconds"]) for row in rows)
-    write_json(
-        settings.out / "about.json", about | {"versions": versions(), "core_seconds": seconds}
-    )
+    write_json(settings.out / "about.json", about)
     print(text)
 
 

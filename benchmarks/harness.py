@@ -93,7 +93,7 @@ class Recorder:
             "torch": torch.__version__,
             "triton": _version("triton"),
             "mmfusion": mmfusion.__version__,
-            "commit": _commit(),
+            "commit": commit(),
             "date": date.today().isoformat(),
         }
 
@@ -339,7 +339,8 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of the code at hand; "none" outside a checkout."""
     done = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         capture_output=True,

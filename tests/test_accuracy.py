@@ -1,0 +1,38 @@
+"""benchmarks/accuracy.py, tiny: it runs, goes on where it was stopped, and sums up."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ["CMML", "ZeroFill", "late fusion (LR)", "mean fill (LR)", "ZeroFill + linear"]
+
+
+def run(out, *methods):
+    sizes = ["--epochs", "1", "--num-members", "2", "--seeds", "1", "--rates", "0.5", "--jobs", "1"]
+    command = [sys.executable, "benchmarks/accuracy.py", "--data", "breast_cancer@60", *sizes]
+    done = subprocess.run(
+        [*command, "--methods", *methods, "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    with (out / "results.csv").open(newline="") as file:
+        return done.stdout, list(csv.DictReader(file))
+
+
+def test_a_stopped_run_goes_on_and_every_method_is_in_the_table(tmp_path):
+    _, first = run(tmp_path, *METHODS[:2])
+    cut = (tmp_path / "results.csv").read_text()[:-20]  # killed while it wrote the last line
+    (tmp_path / "results.csv").write_text(cut)
+    printed, rows = run(tmp_path, *METHODS)
+    assert sorted(row["method"] for row in rows) == sorted(METHODS)
+    assert first[0] in rows  # not trained again: its seconds are the same
+    assert all(json.loads(row["decisions"]) for row in rows)
+    assert all(0.5 < float(row["auc"]) <= 1 for row in rows)
+    assert (tmp_path / "table.md").read_text().strip() in printed
+    assert all(f"| {method} |" in printed for method in METHODS)
+    assert "CMML minus best other of each set" in printed
