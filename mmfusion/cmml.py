@@ -146,12 +146,13 @@ class CMML(nn.Module):
                     f"{name}={stage!r}: a stage is a module, None to leave it out, or 'default'. "
                     "Pass one of them."
                 )
-        theirs = getattr(evidence, "target", target)
-        if theirs != target:
-            raise ValueError(
-                f"evidence has target={theirs!r} with target={target!r}: what both say is "
-                "averaged, so they classify alike. Build both with one target."
-            )
+        for name, ours in (("target", target), ("num_classes", num_classes)):
+            theirs = getattr(evidence, name, ours)
+            if theirs != ours:
+                raise ValueError(
+                    f"evidence has {name}={theirs!r} with {name}={ours!r}: what both say is "
+                    f"averaged, so they classify alike. Build both with one {name}."
+                )
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         regular: dict[str, Any] = {"dropout": dropout, **kind}
         self.target = target
@@ -161,8 +162,9 @@ class CMML(nn.Module):
             "reconstruction": reconstruction_weight,
             "alignment": alignment_weight,
             "contrastive": contrastive_weight,
-            "evidence": 1.0,
         }
+        if evidence is not None:
+            self.loss_weights["evidence"] = 1.0
         self.edge = ModalityEncoders(modalities, dim, num_tokens, check_values=check_values, **kind)
         sizes = (len(self.edge.names), num_tokens, dim)
         self.context = ContextTokens(num_context, dim, **kind)

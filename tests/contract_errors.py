@@ -530,6 +530,14 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "classify alike",
             "one target",
         ),
+        (
+            lambda: CMML(
+                {"a": 2}, num_classes=2, evidence=layers.ModalityEvidence(1, 4, 3, "multiclass")
+            ),
+            "num_classes=3 with num_classes=2",
+            "classify alike",
+            "one num_classes",
+        ),
         (lambda: model("multiclass", Z(2)), "float32", "whole numbers", "Convert them"),
         (lambda: model("regression", ids(2, 2)), "int64", "floating", "Convert them"),
         (

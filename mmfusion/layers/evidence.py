@@ -92,6 +92,7 @@ class ModalityEvidence(nn.Module):
             raise ValueError(f"target={target!r}: it is one of {TARGETS}. Choose one.")
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         self.target = target
+        self.num_classes = num_classes
         self.hidden = nn.ModuleList(nn.Linear(dim, dim, **kind) for _ in range(num_modalities))
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleList(
@@ -148,13 +149,12 @@ class ModalityEvidence(nn.Module):
         Shape:
             - ``labels``: ``(B,)`` or ``(B, Y)``, as for ``losses.task_loss``; ``known``: likewise
         """
-        num_classes = self.tally.shape[1]
         hits = torch.where(known, labels, 0)
         if self.target == "multiclass":
-            hits = F.one_hot(hits.long(), num_classes) * known.unsqueeze(1)
+            hits = F.one_hot(hits.long(), self.num_classes) * known.unsqueeze(1)
             known = known.unsqueeze(1).expand_as(hits)
         both = torch.stack([hits.to(self.tally.dtype), known.to(self.tally.dtype)])
-        self.tally.add_(joint_sum(both.reshape(2, -1, num_classes).sum(1)))
+        self.tally.add_(joint_sum(both.reshape(2, -1, self.num_classes).sum(1)))
 
     def prior(self) -> Tensor:
         """Log frequency of each class; log odds of several; mean label: ``(Y,)``."""

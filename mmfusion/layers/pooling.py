@@ -102,7 +102,7 @@ class ConcatPool(nn.Module):
         [[1.0, -1.0]]
 
     References:
-        Our design; on small real data it beat attention pooling (``docs/accuracy.md``).
+        Our design.
     """
 
     def __init__(

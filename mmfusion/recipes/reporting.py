@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import gather_object, send_to_device
-from torch import Generator, Tensor, nn
+from torch import Generator
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from mmfusion.evaluation import MissingnessReport, score
@@ -43,53 +42,6 @@ def in_order(data: Dataset[Any], collate: Collate, batch_size: int = 64) -> Data
         collate_fn=collate,
         generator=Generator(),  # else it would draw from the caller's
     )
-
-
-@torch.no_grad()
-def predict(
-    model: nn.Module,
-    data: Dataset[Any],
-    collate: Collate,
-    present: Tensor | None = None,
-    batch_size: int = 64,
-) -> Tensor:
-    """Logits of all samples, with only what ``present`` leaves of what each of them has.
-
-    Over several ranks each does its part, and all get the same.
-
-    Args:
-        model: Takes ``inputs`` and ``present``; it is left in eval mode.
-        data: Items as ``collate`` takes them.
-        collate: Items to a batch of ``inputs`` and ``present``.
-        present: Patterns to lay over what the samples have; None takes them as they are.
-        batch_size: Samples at a time.
-
-    Shape:
-        - ``present``: ``(B, M)``; returned: ``(B, Y)`` float32, on the CPU
-
-    Example:
-        >>> import functools, mmfusion
-        >>> model = mmfusion.CMML({"a": 2, "b": 3}, num_classes=4, dim=8)
-        >>> join = functools.partial(mmfusion.presence.collate, names=model.names)
-        >>> predict(model, [{"inputs": {"a": torch.ones(2)}}] * 5, join).shape
-        torch.Size([5, 4])
-    """
-    model.eval()
-    state, device = PartialState(), next(model.parameters()).device
-    rows = torch.arange(len(data)).tensor_split(state.num_processes)  # type: ignore[arg-type]
-    parts = [part for part in rows[state.process_index].split(batch_size) if len(part)]
-    loader = DataLoader(
-        data,
-        batch_sampler=[part.tolist() for part in parts],
-        collate_fn=collate,
-        generator=Generator(),  # else it would draw from the caller's
-    )
-    logits = []
-    for part, batch in zip(parts, loader, strict=True):
-        seen = batch["present"] if present is None else batch["present"] & present[part]
-        inputs, seen = send_to_device((batch["inputs"], seen), device)
-        logits.append(model(inputs, present=seen).logits.float().cpu())
-    return torch.cat(gather_object(logits))
 
 
 def pooled(report: MissingnessReport) -> float:

@@ -74,14 +74,6 @@ def report(data: Data) -> MissingnessReport:
     return evaluate(Sum(), loader, target="multiclass", classes=TASKS, num_bootstrap=0)
 
 
-def test_predict_keeps_order_and_lays_patterns_over_what_is_there(data: Data) -> None:
-    present = torch.tensor([True, False]).expand(40, -1)
-    logits = reporting.predict(Sum(), data, JOIN, present, batch_size=7)
-    for i, item in enumerate(data):
-        seen = item["inputs"]["a"]
-        assert torch.equal(logits[i], torch.zeros(4) if seen is None else seen)
-
-
 def test_batches_come_in_order_and_leave_the_callers_generator_alone(data: Data) -> None:
     before = torch.get_rng_state()
     found = torch.cat([batch["labels"] for batch in reporting.in_order(data, JOIN, 7)])

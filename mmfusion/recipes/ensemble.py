@@ -1,0 +1,301 @@
+"""What the estimators share: an ensemble of any method over scaled feature vectors."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+from torch import Generator, Tensor, nn
+
+from mmfusion import baselines, layers
+from mmfusion.cmml import CMML
+from mmfusion.presence import normalise
+from mmfusion.recipes import checkpoint
+from mmfusion.recipes.crossfit import Member, Rows, crossfit, folds, train
+from mmfusion.recipes.evidence import LinearEvidence
+from mmfusion.recipes.features import FeatureScaler, as_tensors
+
+METHODS: dict[str, type[nn.Module]] = {
+    "CMML": CMML,
+    **{name: getattr(baselines, name) for name in baselines.__all__},
+}
+
+
+class RowExplanation(NamedTuple):
+    """Why rows got their prediction; see ``explain``.
+
+    Attributes:
+        present: ``(rows, M)`` bool, what was used; the rest was synthesised or left out.
+        evidence: ``(rows, M, Y)``, what each modality adds to the score of each class on its own,
+            as weighted in the mixture; None without evidence.
+        neighbour_ids: ``(members, rows, M, L, K)``, the training rows that memory lent from, by
+            their place in ``fit``; -1 where none. None without memory.
+        neighbour_weights: As ``neighbour_ids``: how much each lent.
+    """
+
+    present: np.ndarray
+    evidence: np.ndarray | None
+    neighbour_ids: np.ndarray | None
+    neighbour_weights: np.ndarray | None
+
+
+class Ensemble(BaseEstimator):  # type: ignore[misc]
+    """What classifier and regressor share; scikit-learn finds the arguments in ``__init__``."""
+
+    def __init__(
+        self,
+        method: str = "cmml",
+        *,
+        dim: int = 64,
+        num_members: int = 5,
+        epochs: int = 60,
+        learning_rate: float = 4e-3,
+        hide_rate: float = 0.5,
+        dropout: float = 0.3,
+        input_dropout: float = 0.2,
+        num_components: int | None = 64,
+        linear: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        random_state: int = 0,
+        progress: bool = True,
+    ) -> None:
+        self.method = method
+        self.dim = dim
+        self.num_members = num_members
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.hide_rate = hide_rate
+        self.dropout = dropout
+        self.input_dropout = input_dropout
+        self.num_components = num_components
+        self.linear = linear
+        self.options = options
+        self.device = device
+        self.random_state = random_state
+        self.progress = progress
+
+    def fit(
+        self,
+        inputs: Mapping[str, Any],
+        y: Any,
+        present: Any = None,
+        groups: Any = None,
+    ) -> Self:
+        """Train the ensemble, and decide its mixture on the rows each member left out.
+
+        Args:
+            inputs: Modality name to ``(rows, features)``: array, frame or tensor. A row that is NaN
+                throughout is absent.
+            y: Targets, one row each.
+            present: ``(rows, M)`` bool; None infers it from NaN rows.
+            groups: One value per row; rows of one group are never on both sides of a fold.
+        """
+        method = self._method()
+        values = as_tensors(inputs, tuple(inputs))
+        self.widths_ = {n: x.shape[1] for n, x in values.items() if x is not None}
+        if not self.widths_:
+            raise ValueError(
+                "inputs holds no modality: there is at least one. Pass a dict of arrays."
+            )
+        if len(self.widths_) < len(values):
+            lacking = next(name for name, x in values.items() if x is None)
+            raise ValueError(
+                f"inputs[{lacking!r}] is None: a modality without a single row cannot be learned. "
+                "Leave it out of fit."
+            )
+        tensors, seen = self._read(inputs, present)
+        labels = self._encode_targets(y)
+        if not len(labels) == len(seen) >= 2 * self.num_members:
+            raise ValueError(
+                f"{len(labels)} targets for {len(seen)} rows with num_members={self.num_members}: "
+                "each row has a target, and each member leaves out at least two rows. Pass as many "
+                "targets as rows, or lower num_members."
+            )
+        self.scaler_ = FeatureScaler(self.widths_, self.num_components).fit(tensors, seen)
+        numbers = None if groups is None else np.unique(groups, return_inverse=True)[1]
+        rows = Rows(self.scaler_(tensors), seen, labels, numbers)
+        parts = folds(rows, self.num_members, self.target_, self.random_state)
+        self.num_rows_ = [len(kept) for kept, _ in parts]
+        device = self._device()
+        self.members_ = []
+        with self._bar(self.num_members * self.epochs) as advance:
+            for number, (kept, _) in enumerate(parts):
+                with torch.random.fork_rng(devices=[] if device == "cpu" else None):
+                    torch.manual_seed(self.random_state * 1000 + number)
+                    member = self._build(method, len(kept)).to(device)
+                    train(
+                        member.model,
+                        rows,
+                        kept,
+                        epochs=self.epochs,
+                        learning_rate=self.learning_rate,
+                        hide_rate=self.hide_rate,
+                        input_dropout=self.input_dropout,
+                        generator=Generator().manual_seed(self.random_state * 1000 + number),
+                        after_epoch=advance,
+                    )
+                self.members_.append(member)
+        self.decisions_ = crossfit(
+            self.members_, rows, parts, self.hide_rate, self.input_dropout, self.random_state
+        )
+        return self
+
+    def _method(self) -> type[nn.Module]:
+        wanted = str(self.method).replace("_", "").lower()
+        for name, method in METHODS.items():
+            if name.lower() == wanted:
+                return method
+        raise ValueError(f"method={self.method!r}: it is one of {sorted(METHODS)}. Choose one.")
+
+    def _build(self, method: type[nn.Module], num_rows: int) -> Member:
+        """A new member; what a method does not take is left out."""
+        widths = self.scaler_.out_widths
+        taken = inspect.signature(method).parameters
+        sizes: dict[str, Any] = {"num_context": 4, "num_blocks": 2}
+        if method is CMML:  # no slot holds an old copy of a row that another holds anew
+            num_labels = 1 if self.target_ == "multiclass" else self.num_outputs_
+            sizes["memory"] = layers.MemoryBank(
+                len(widths), min(512, num_rows), self.dim, min(8, num_rows), num_labels=num_labels
+            )
+            sizes["evidence"] = layers.ModalityEvidence(
+                len(widths), self.dim, self.num_outputs_, self.target_, dropout=self.dropout
+            )
+        model = method(
+            widths,
+            num_classes=self.num_outputs_,
+            target=self.target_,
+            dim=self.dim,
+            num_tokens=1,
+            dropout=self.dropout,
+            check_values=False,  # looked at already
+            **{name: size for name, size in sizes.items() if name in taken}
+            | dict(self.options or {}),
+        )
+        use = method is CMML if self.linear is None else self.linear
+        return Member(
+            model, LinearEvidence(widths, self.num_outputs_, self.target_) if use else None
+        )
+
+    def _read(self, inputs: Mapping[str, Any], present: Any) -> tuple[dict[str, Tensor], Tensor]:
+        names = tuple(self.widths_)
+        if present is not None:
+            present = torch.as_tensor(np.asarray(present))
+        shapes = {name: (width,) for name, width in self.widths_.items()}
+        return normalise(as_tensors(inputs, names), names, present, shapes)
+
+    def _device(self) -> str:
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @contextlib.contextmanager
+    def _bar(self, total: int) -> Iterator[Any]:
+        with Progress(disable=not self.progress, transient=True) as bar:
+            task = bar.add_task(f"{self.method}: training", total=total)
+            yield lambda: bar.advance(task)
+
+    @torch.no_grad()
+    def _over_members(self, inputs: Mapping[str, Any], present: Any, ask: Any) -> list[Tensor]:
+        """What each member answers, on the CPU."""
+        check_is_fitted(self, "members_")
+        tensors, seen = self._read(inputs, present)
+        answers = []
+        for member in self.members_:
+            device = member.weights.device
+            scaled = {name: x.to(device) for name, x in self.scaler_(tensors).items()}
+            answers.append(ask(member, scaled, seen.to(device)).cpu())
+        return answers
+
+    def _predicted(self, inputs: Mapping[str, Any], present: Any) -> np.ndarray:
+        each = self._over_members(inputs, present, Member.__call__)
+        return torch.stack(each).mean(0).numpy()
+
+    def transform(self, inputs: Mapping[str, Any], present: Any = None) -> np.ndarray:
+        """The fused vectors of all members side by side, ``(rows, members * dim)``."""
+        each = self._over_members(
+            inputs, present, lambda member, x, seen: member.model(x, present=seen).fused
+        )
+        return torch.cat(each, dim=1).numpy()
+
+    def synthesise(self, inputs: Mapping[str, Any], present: Any = None) -> dict[str, np.ndarray]:
+        """Each modality's representation, synthesised where absent: ``(rows, members * dim)``.
+
+        Raises:
+            ValueError: If the method synthesises nothing.
+        """
+
+        def ask(member: Member, x: Mapping[str, Tensor], seen: Tensor) -> Tensor:
+            out = member.model(x, present=seen)
+            if out.synthesised is None:
+                raise ValueError(
+                    f"method={self.method!r} synthesises nothing: only a method that guesses what "
+                    "is absent can show its guess. Use CMML, CascadeAutoencoder, SharedSpecific or "
+                    "RetrieveAndFill."
+                )
+            return out.completed.mean(2)
+
+        found = torch.cat(self._over_members(inputs, present, ask), dim=2)  # (B, M, members * D)
+        return {name: found[:, m].numpy() for m, name in enumerate(self.widths_)}
+
+    def explain(self, inputs: Mapping[str, Any], present: Any = None) -> RowExplanation:
+        """What was used, what each modality says on its own, and which training rows were lent."""
+        check_is_fitted(self, "members_")
+        seen = self._read(inputs, present)[1]
+        remembers = getattr(self.members_[0].model, "memory", None) is not None
+
+        def ask(what: str) -> np.ndarray:
+            each = self._over_members(
+                inputs, present, lambda member, x, p: getattr(member.model(x, present=p), what)
+            )
+            return torch.stack(each).numpy()
+
+        evidence = None
+        if len(self.members_[0].kinds) > 1:
+            parts = self._over_members(inputs, present, Member.parts)
+            evidence = torch.stack(parts).mean(0).numpy()
+        ids, weights = (
+            map(ask, ("neighbour_ids", "neighbour_weights")) if remembers else (None,) * 2
+        )
+        return RowExplanation(seen.numpy(), evidence, ids, weights)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file, whole or not at all; ``load`` reads it."""
+        check_is_fitted(self, "members_")
+        about = {name: getattr(self, name) for name in self._KEPT}
+        about |= {"class": type(self).__name__, "params": self.get_params()}
+        checkpoint.save(Path(path), self._state(), about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """A fitted estimator from what ``save`` wrote.
+
+        Raises:
+            ValueError: If the file holds something else.
+        """
+        tensors, about = checkpoint.load(Path(path))
+        if about.get("class") != cls.__name__:
+            raise ValueError(
+                f"{path} holds a {about.get('class', 'training state')}: {cls.__name__}.load reads "
+                f"what a {cls.__name__} saved. Load it with the class that wrote it."
+            )
+        made = cls(**about["params"])
+        for name in cls._KEPT:
+            setattr(made, name, about[name])
+        made.scaler_ = FeatureScaler(made.widths_, made.num_components)
+        method, device = made._method(), made._device()
+        made.members_ = [made._build(method, n).to(device).eval() for n in made.num_rows_]
+        for name, tensor in made._state().items():
+            tensor.copy_(tensors[name])
+        return made
+
+    def _state(self) -> dict[str, Tensor]:
+        """Every tensor of the fitted parts, by name; they are the parts' own."""
+        parts = {"scaler": self.scaler_} | {f"members.{i}": m for i, m in enumerate(self.members_)}
+        return {f"{p}.{k}": v for p, part in parts.items() for k, v in part.state_dict().items()}
