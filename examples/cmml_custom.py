@@ -12,19 +12,15 @@ Writes to `runs/cmml_custom/`: report.html, report.png, metrics.json (for
 run goes on with `--resume`.
 """
 
-import functools
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from accelerate.utils import gather_object
 from torch import nn
 
 import mmfusion
-from mmfusion.evaluation import diagnose, evaluate
 from mmfusion.recipes import reporting
 from mmfusion.recipes.custom import Custom
 from mmfusion.recipes.custom_layout import CustomLayout, deal, read_cases
@@ -34,8 +30,8 @@ from mmfusion.recipes.encoders3d import SmallCNN3D
 from mmfusion.recipes.launch import join_processes
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.presets import SMALL, parse
+from mmfusion.recipes.run import run
 from mmfusion.recipes.splits import save_split
-from mmfusion.recipes.training import fit
 
 
 @dataclass
@@ -112,12 +108,11 @@ def build(settings: Settings, data: Custom) -> mmfusion.CMML:
 
 def main(settings: Settings) -> None:
     """Read, train, evaluate, print and write."""
-    started = time.perf_counter()
     state = join_processes()
     say = print if state.is_main_process else (lambda *_: None)
     with state.main_process_first():  # which writes the synthetic data
         data, split = read(settings)
-    train, valid, test = data.values()
+    train, test = data["train"], data["test"]
     kind = "SYNTHETIC custom data" if test.is_synthetic else f"data of {settings.data}"
     say(f"{kind}: {', '.join(f'{len(cases)} {name}' for name, cases in data.items())}")
     for name, cases in data.items():
@@ -132,43 +127,16 @@ def main(settings: Settings) -> None:
         about["split_sha256"] = save_split(settings.out / "split.json", split)
         config = {"settings": asdict(settings), "versions": reporting.versions(), **about}
         reporting.write_json(settings.out / "config.json", config)
-
-    join = functools.partial(mmfusion.presence.collate, names=train.names, shapes=train.shapes)
-    score_on = functools.partial(evaluate, gather=gather_object)
-
-    def validation_auc(model: torch.nn.Module) -> float:
-        found = score_on(model, reporting.in_order(valid, join), kinds=["subset"], num_bootstrap=0)
-        return reporting.pooled(found)
-
     model = build(settings, train)
-    history = fit(
+    run(
         model,
-        train,
-        validation_auc,
+        data,
         settings.plan,
-        settings.out / "checkpoints",
-        collate=join,
+        settings.out,
+        about,
         classes=train.labels,
         resume=settings.resume,
-        track=True,
     )
-    report = score_on(
-        model,
-        reporting.in_order(test, join),
-        seeds=[settings.plan.seed],
-        classes=test.class_names,
-        about=about,
-    )
-    state.destroy_process_group()
-    if not state.is_main_process:
-        return
-    whole = [join([cases[row] for row in range(len(cases))]) for cases in (train, test)]
-    report.diagnostics = diagnose(model, *whole)
-    reporting.write_reports([report], settings.out)
-    seconds = round(time.perf_counter() - started, 1)
-    reporting.write_json(settings.out / "history.json", {"epochs": history, "seconds": seconds})
-    say(f"\n{kind}, test split\n{report.table()}\n")
-    say(f"wrote {settings.out}/report.html and metrics.json, {seconds} s in all")
 
 
 if __name__ == "__main__":

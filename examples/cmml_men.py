@@ -16,18 +16,14 @@ Writes to `runs/cmml_men/`: report.html, report.png, metrics.json (for
 run goes on with `--resume`. What is read, and how: docs/men.md.
 """
 
-import functools
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from accelerate.utils import gather_object
 
 import mmfusion
-from mmfusion.evaluation import diagnose, evaluate
 from mmfusion.recipes import reporting
 from mmfusion.recipes.encoders import TableEncoder
 from mmfusion.recipes.encoders3d import Backbone3D, SmallCNN3D
@@ -38,8 +34,8 @@ from mmfusion.recipes.men_synthetic import write_synthetic_men
 from mmfusion.recipes.men_table import read_patients, read_split
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.presets import CFCML, SMALL, parse
+from mmfusion.recipes.run import run
 from mmfusion.recipes.splits import folds, save_split
-from mmfusion.recipes.training import fit
 from mmfusion.recipes.volume_inputs import random_mirror
 
 PRESETS = {"cfcml": CFCML["men"] | {"size": (128, 128, 24)}, "small": SMALL}
@@ -148,12 +144,11 @@ def build(settings: Settings, data: Men) -> mmfusion.CMML:
 
 def main(settings: Settings) -> None:
     """Read, train, evaluate, print and write."""
-    started = time.perf_counter()
     state = join_processes()
     say = print if state.is_main_process else (lambda *_: None)
     with state.main_process_first():  # which writes the synthetic cohort, and the cache
         data, split = read(settings)
-    train, valid, test = data.values()
+    train, test = data["train"], data["test"]
     kind = "SYNTHETIC data in the format of MEN" if test.is_synthetic else "meningioma cohort"
     say(f"{kind}: {', '.join(f'{len(cases)} {name}' for name, cases in data.items())}")
     for name, cases in data.items():
@@ -170,43 +165,16 @@ def main(settings: Settings) -> None:
         about["split_sha256"] = save_split(settings.out / "split.json", split)
         config = {"settings": asdict(settings), "versions": reporting.versions(), **about}
         reporting.write_json(settings.out / "config.json", config)
-
-    join = functools.partial(mmfusion.presence.collate, names=train.names, shapes=train.shapes)
-    score_on = functools.partial(evaluate, gather=gather_object)
-
-    def validation_auc(model: torch.nn.Module) -> float:
-        found = score_on(model, reporting.in_order(valid, join), kinds=["subset"], num_bootstrap=0)
-        return reporting.pooled(found)
-
     model = build(settings, train)
-    history = fit(
+    run(
         model,
-        train,
-        validation_auc,
+        data,
         settings.plan,
-        settings.out / "checkpoints",
-        collate=join,
+        settings.out,
+        about,
         classes=train.labels,
         resume=settings.resume,
-        track=True,
     )
-    report = score_on(
-        model,
-        reporting.in_order(test, join),
-        seeds=[settings.plan.seed],
-        classes=test.class_names,
-        about=about,
-    )
-    state.destroy_process_group()
-    if not state.is_main_process:
-        return
-    whole = [join([cases[row] for row in range(len(cases))]) for cases in (train, test)]
-    report.diagnostics = diagnose(model, *whole)
-    reporting.write_reports([report], settings.out)
-    seconds = round(time.perf_counter() - started, 1)
-    reporting.write_json(settings.out / "history.json", {"epochs": history, "seconds": seconds})
-    say(f"\n{kind}, test split\n{report.table()}\n")
-    say(f"wrote {settings.out}/report.html and metrics.json, {seconds} s in all")
 
 
 if __name__ == "__main__":

@@ -15,18 +15,14 @@ Writes to `runs/cmml_odir/`: report.html, report.png, metrics.json (for
 run goes on with `--resume`. What is read, and how: docs/odir.md.
 """
 
-import functools
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from accelerate.utils import gather_object
 
 import mmfusion
-from mmfusion.evaluation import diagnose, evaluate
 from mmfusion.recipes import reporting
 from mmfusion.recipes.encoders import SmallCNN, TableEncoder, backbone
 from mmfusion.recipes.images import random_flips
@@ -36,8 +32,8 @@ from mmfusion.recipes.odir_format import find_table, read_patients
 from mmfusion.recipes.odir_synthetic import write_synthetic_odir
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.presets import SMALL, parse
+from mmfusion.recipes.run import run
 from mmfusion.recipes.splits import save_split, split_patients
-from mmfusion.recipes.training import fit
 
 METRICS = ("auc_macro", "odir_score", "auprc_macro", "f1_macro")
 
@@ -137,12 +133,11 @@ def build(settings: Settings, data: Odir) -> mmfusion.CMML:
 
 def main(settings: Settings) -> None:
     """Read, train, evaluate, print and write."""
-    started = time.perf_counter()
     state = join_processes()
     say = print if state.is_main_process else (lambda *_: None)
     with state.main_process_first():  # which writes the synthetic release
         data, split = read(settings)
-    train, valid, test = data.values()
+    train, test = data["train"], data["test"]
     kind = "SYNTHETIC data in the format of ODIR-5K" if test.is_synthetic else "ODIR-5K"
     say(f"{kind}: {', '.join(f'{len(cases)} {name}' for name, cases in data.items())}")
     for name, cases in data.items():
@@ -158,42 +153,8 @@ def main(settings: Settings) -> None:
         about["split_sha256"] = save_split(settings.out / "split.json", split)
         config = {"settings": asdict(settings), "versions": reporting.versions(), **about}
         reporting.write_json(settings.out / "config.json", config)
-
-    join = functools.partial(mmfusion.presence.collate, names=train.names, shapes=train.shapes)
-    score_on = functools.partial(evaluate, metrics=METRICS, gather=gather_object)
-
-    def validation_auc(model: torch.nn.Module) -> float:
-        found = score_on(model, reporting.in_order(valid, join), kinds=["subset"], num_bootstrap=0)
-        return reporting.pooled(found)
-
     model = build(settings, train)
-    history = fit(
-        model,
-        train,
-        validation_auc,
-        settings.plan,
-        settings.out / "checkpoints",
-        collate=join,
-        resume=settings.resume,
-        track=True,
-    )
-    report = score_on(
-        model,
-        reporting.in_order(test, join),
-        seeds=[settings.plan.seed],
-        classes=test.class_names,
-        about=about,
-    )
-    state.destroy_process_group()
-    if not state.is_main_process:
-        return
-    whole = [join([cases[row] for row in range(len(cases))]) for cases in (train, test)]
-    report.diagnostics = diagnose(model, *whole)
-    reporting.write_reports([report], settings.out)
-    seconds = round(time.perf_counter() - started, 1)
-    reporting.write_json(settings.out / "history.json", {"epochs": history, "seconds": seconds})
-    say(f"\n{kind}, test split\n{report.table()}\n")
-    say(f"wrote {settings.out}/report.html and metrics.json, {seconds} s in all")
+    run(model, data, settings.plan, settings.out, about, metrics=METRICS, resume=settings.resume)
 
 
 if __name__ == "__main__":
