@@ -46,27 +46,33 @@ def manual(q, k, v, present, *, lengths):
 
 
 class Flex:
-    """``mask`` kept from the first call, or built anew in each."""
+    """``mask`` kept from the first call on the same tensors, or built anew in each."""
 
-    def __init__(self, lengths, rebuild):
+    def __init__(self, lengths):
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        self.lengths, self.rebuild, self.mask = lengths, rebuild, None
+        self.lengths, self.mask = lengths, None
         self.attention = torch.compile(flex_attention, dynamic=False)
         self.build = torch.compile(create_block_mask)
 
     def __call__(self, q, k, v, present):
         attend, heads = _masked(q, k, v, present, self.lengths)
+        if self.mask is None or self.mask[0] is not present:
+            self.mask = (present, self._block_mask(attend))
+        return self._attend(attend, heads, self.mask[1])
 
-        def visible(b, h, i, j):
-            return attend[b, j]
+    def with_its_mask(self, q, k, v, present):
+        attend, heads = _masked(q, k, v, present, self.lengths)
+        return self._attend(attend, heads, self._block_mask(attend))
 
-        if self.rebuild or self.mask is None or self.mask[0] is not present:
-            tokens = attend.shape[1]
-            mask = self.build(visible, len(attend), None, tokens, tokens, device=q.device)
-            self.mask = (present, mask)
-        out = self.attention(*heads, block_mask=self.mask[1])
-        return torch.where(attend.any(-1)[:, None, None, None], out, 0).transpose(1, 2)
+    def _block_mask(self, attend):
+        batch, tokens = attend.shape
+        visible = lambda b, h, i, j: attend[b, j]  # noqa: E731
+        return self.build(visible, batch, None, tokens, tokens, device=attend.device)
+
+    def _attend(self, attend, heads, mask):
+        out = self.attention(*heads, block_mask=mask)
+        return torch.where(attend.any(-1)[:, None, None, None], out.transpose(1, 2), 0)
 
 
 def varlen(q, k, v, present, *, lengths):
@@ -82,7 +88,8 @@ def varlen(q, k, v, present, *, lengths):
     return torch.where(attend.any(-1)[:, None, None, None], out.unflatten(0, q.shape[:2]), 0)
 
 
-def providers(lengths, gpu):
+def light(lengths, gpu):
+    """What needs no compiling."""
     found = {
         "mmfusion": partial(ours, lengths=lengths),
         "mmfusion torch": partial(ours, lengths=lengths, backend="torch"),
@@ -92,15 +99,55 @@ def providers(lengths, gpu):
     if gpu:
         from torch.nn.attention import SDPBackend
 
-        found |= {
-            "manual compiled": harness.compiled(partial(manual, lengths=lengths)),
-            "sdpa efficient": partial(sdpa, lengths=lengths, kernel=SDPBackend.EFFICIENT_ATTENTION),
-            "sdpa cudnn": partial(sdpa, lengths=lengths, kernel=SDPBackend.CUDNN_ATTENTION),
-            "flex": Flex(lengths, rebuild=False),
-            "flex with its mask": Flex(lengths, rebuild=True),
-            "varlen": partial(varlen, lengths=lengths),
-        }
+        efficient, cudnn = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION
+        found["sdpa efficient"] = partial(sdpa, lengths=lengths, kernel=efficient)
+        found["sdpa cudnn"] = partial(sdpa, lengths=lengths, kernel=cudnn)
     return found
+
+
+def heavy(lengths):
+    """What compiles long, or waits for the device."""
+    flex = Flex(lengths)
+    return {
+        "varlen": partial(varlen, lengths=lengths),
+        "manual compiled": harness.compiled(partial(manual, lengths=lengths)),
+        "flex": flex,
+        "flex with its mask": flex.with_its_mask,
+    }
+
+
+def make_case(tokens, share, device):
+    gpu = device == "cuda"
+    batch, heads, width = (1024, 8, 64) if gpu else (64, 4, 32)
+    dtype = torch.bfloat16 if gpu else torch.float32
+    lengths = tuple(len(part) for part in torch.arange(tokens).chunk(4))
+
+    def inputs(batch=batch):
+        shape = (batch, tokens, heads, width)
+        q, k, v = (torch.randn(shape, device=device).to(dtype) for _ in range(3))
+        present = torch.rand(batch, len(lengths), device=device) < share
+        return [x.requires_grad_() for x in (q, k, v)] + [present]
+
+    x = batch * tokens * heads * width * torch.finfo(dtype).bits // 8
+    lse = 4 * batch * tokens * heads
+    flops = 4.0 * batch * heads * tokens**2 * share * width
+    case = Case(
+        "presence_attention",
+        "N",
+        tokens,
+        {"B": batch, "H": heads, "Dh": width, "f": share, "dtype": str(dtype)},
+        inputs,
+        partial(ours, lengths=lengths, backend="torch"),
+        2e-2 if gpu else 1e-4,
+        {"forward": flops, "backward": 2.5 * flops, "both": 3.5 * flops},
+        {
+            "forward": (2 + 2 * share) * x + lse,
+            "backward": (6 + 2 * share) * x + lse,
+            "both": (8 + 4 * share) * x + 2 * lse,
+        },
+        partial(inputs, 64) if tokens > 200 else None,  # scores in fp64 have no room for more
+    )
+    return case, lengths
 
 
 def main():
@@ -108,45 +155,18 @@ def main():
     device, gpu = arguments.device, arguments.device == "cuda"
     recorder = harness.Recorder(arguments.out / "attention.csv", device)
     rates = harness.measure_rates(device)
-    batch, heads, width = (1024, 8, 64) if gpu else (64, 4, 32)
-    dtype = torch.bfloat16 if gpu else torch.float32
     counts = TOKENS if gpu else TOKENS[:-2]
-    for tokens in counts[1:4:2] if arguments.quick else counts:
-        lengths = tuple(len(part) for part in torch.arange(tokens).chunk(4))
+    counts = counts[1:4:2] if arguments.quick else counts
+    seconds = 0.1 if not gpu else 0.05
+    for tokens in counts:
         for share in (1.0, 0.5):
-
-            def inputs(tokens=tokens, share=share, lengths=lengths):
-                shape = (batch, tokens, heads, width)
-                q, k, v = (torch.randn(shape, device=device).to(dtype) for _ in range(3))
-                present = torch.rand(batch, len(lengths), device=device) < share
-                return [x.requires_grad_() for x in (q, k, v)] + [present]
-
-            x = batch * tokens * heads * width * torch.finfo(dtype).bits // 8
-            lse = 4 * batch * tokens * heads
-            flops = 4.0 * batch * heads * tokens**2 * share * width
-            case = Case(
-                "presence_attention",
-                "N",
-                tokens,
-                {"B": batch, "H": heads, "Dh": width, "f": share, "dtype": str(dtype)},
-                inputs,
-                partial(ours, lengths=lengths, backend="torch"),
-                2e-2 if gpu else 1e-4,
-                {"forward": flops, "backward": 2.5 * flops, "both": 3.5 * flops},
-                {
-                    "forward": (2 + 2 * share) * x + lse,
-                    "backward": (6 + 2 * share) * x + lse,
-                    "both": (8 + 4 * share) * x + 2 * lse,
-                },
-            )
-            harness.run(
-                recorder,
-                case,
-                providers(lengths, gpu),
-                rates,
-                seconds=0.1 if arguments.quick or not gpu else 0.2,
-            )
-    recorder.save()
+            case, lengths = make_case(tokens, share, device)
+            harness.run(recorder, case, light(lengths, gpu), rates, seconds=seconds)
+    for tokens in counts[1::2] if gpu else ():  # last, since time may end
+        providers = heavy(make_case(tokens, 1.0, device)[1])  # compiled once for both shares
+        for share in (1.0, 0.5):
+            case, _ = make_case(tokens, share, device)
+            harness.run(recorder, case, providers, rates, seconds=seconds, graphs=False)
 
 
 if __name__ == "__main__":

@@ -261,7 +261,9 @@ def record(lines: list[dict[str, Any]]) -> None:
         row["shared"] = max(mine, default=row["shared"])
     head = {key: value for key, value in content.items() if key != "tiles"}
     rows = ",\n".join("  " + json.dumps(row) for row in content["tiles"])
-    path.write_text(json.dumps(head)[:-1] + (", " if head else "") + f'"tiles": [\n{rows}\n]}}\n')
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(head)[:-1] + (", " if head else "") + f'"tiles": [\n{rows}\n]}}\n')
+    part.replace(path)
 
 
 def main() -> int:

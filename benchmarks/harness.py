@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo.config
 import torch._functorch.config
 from torch import Tensor
 
@@ -28,6 +30,9 @@ import mmfusion
 
 # backward is timed many times on one graph, which a compiled one otherwise refuses
 torch._functorch.config.donated_buffer = False
+# each size compiles anew, and over the limit Dynamo goes on in eager mode
+torch._dynamo.config.recompile_limit = 256
+torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 FIELDS = (
     "op provider mode metric x_name x value q20 q80 percent_of_floor config gpu torch triton "
@@ -48,6 +53,7 @@ class Case:
         x: The place on it.
         config: All sizes and options.
         inputs: Makes the tensors, leaves that require grad first; called afresh for each timing.
+        checked: Makes those of the parity check where fp64 has no room for ``inputs``.
         truth: The op in fp64 on the same inputs.
         tolerance: Largest max |error| / max |truth|.
         flops: Of the forward pass, per mode.
@@ -63,6 +69,7 @@ class Case:
     tolerance: float
     flops: dict[str, float] = field(default_factory=dict)
     bytes: dict[str, float] = field(default_factory=dict)
+    checked: Callable[[], list[Tensor]] | None = None
 
 
 @dataclass
@@ -138,43 +145,87 @@ def run(
     *,
     modes: Iterable[str] = ("forward", "backward", "both"),
     seconds: float = 0.3,
+    graphs: bool = True,
 ) -> None:
-    """Check each provider, then time it in each mode; the first provider runs twice, as noise."""
-    device = recorder.device
-    first = next(iter(providers))
-    right = {}
-    for name, provider in {**providers, f"{first} again": providers[first]}.items():
-        try:
-            error = parity(case, provider)
-        except Exception as reason:  # what a provider cannot do is a result
-            text = f"{type(reason).__name__}: {str(reason).splitlines()[0][:80]}"
-            recorder.add(case, name, "both", "missing", value=text)
-            continue
-        recorder.add(case, name, "forward", "error", value=error)
-        if error <= case.tolerance:
-            right[name] = provider
-        else:
-            recorder.add(case, name, "forward", "failed", value=f"{error:.2g} > {case.tolerance}")
+    """Check each provider, then time it in each mode; ours runs twice, as noise.
+
+    On a GPU also from a CUDA graph, unless ``graphs`` is False: what waits for the device cannot be
+    captured, and trying may leave the allocator unable to go on.
+    """
+    if "mmfusion" in providers:
+        providers = {**providers, "mmfusion again": providers["mmfusion"]}
+    bench = _Bench(recorder, case, rates, seconds)
+    right = {name: provider for name, provider in providers.items() if bench.checks(name, provider)}
     for mode in modes:
-        calls = {name: _in_mode(x, case.inputs(), mode) for name, x in right.items()}
-        calls = {name: call for name, call in calls.items() if call is not None}
-        floor = rates.floor_us(case, mode)
-        for name, (median, q20, q80) in _eager(calls, device, seconds).items():
-            share = {} if floor is None else {"percent_of_floor": f"{100 * floor / median:.0f}"}
-            recorder.add(case, name, mode, "eager_us", value=median, q20=q20, q80=q80, **share)
-        for name, call in calls.items():
-            if device == "cuda":
-                _graph(recorder, case, name, mode, call, floor, seconds)
-            recorder.add(case, name, mode, "peak_mb", value=peak_mb(call, device))
-    recorder.save()
+        if recorder.device == "cuda":
+            for name, provider in right.items():
+                bench.on_gpu(name, provider, mode, graphs)
+        else:
+            bench.on_cpu(right, mode)
+        recorder.save()
 
 
-def _eager(
-    calls: dict[str, Callable[[], Any]], device: str, seconds: float
+@dataclass
+class _Bench:
+    """Rows of one case."""
+
+    recorder: Recorder
+    case: Case
+    rates: Rates
+    seconds: float
+
+    def checks(self, name: str, provider: Callable[..., Tensor]) -> bool:
+        """Whether the provider is right."""
+        try:
+            error = parity(self.case, provider)
+        except Exception as reason:  # what a provider cannot do is a result
+            self.missing(name, "both", reason)
+            return False
+        self.recorder.add(self.case, name, "forward", "error", value=error)
+        limit = self.case.tolerance
+        if not error <= limit:
+            self.recorder.add(self.case, name, "forward", "failed", value=f"{error:.2g} > {limit}")
+        return error <= limit
+
+    def on_gpu(self, name: str, provider: Callable[..., Tensor], mode: str, graphs: bool) -> None:
+        try:
+            call = _in_mode(provider, self.case.inputs(), mode)
+            if call is None:
+                return
+            self.timed(name, mode, "eager_us", quantiles(call, "cuda", self.seconds))
+            self.recorder.add(self.case, name, mode, "peak_mb", value=peak_mb(call, "cuda"))
+            if graphs and mode != "backward":  # its forward ran outside of the capture
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    call()
+                self.timed(name, mode, "graph_us", quantiles(graph.replay, "cuda", self.seconds))
+        except Exception as reason:  # no memory, or no capture: the others go on
+            self.missing(name, mode, reason)
+            torch.cuda.synchronize()
+
+    def on_cpu(self, providers: dict[str, Callable[..., Tensor]], mode: str) -> None:
+        made = {name: _in_mode(x, self.case.inputs(), mode) for name, x in providers.items()}
+        calls = {name: call for name, call in made.items() if call is not None}
+        for name, times in _in_turns(calls, self.seconds).items():
+            self.timed(name, mode, "eager_us", times)
+            self.recorder.add(self.case, name, mode, "peak_mb", value=peak_mb(calls[name], "cpu"))
+
+    def timed(self, name: str, mode: str, metric: str, times: tuple[float, float, float]) -> None:
+        median, q20, q80 = times
+        floor = self.rates.floor_us(self.case, mode)
+        share = {} if floor is None else {"percent_of_floor": f"{100 * floor / median:.0f}"}
+        self.recorder.add(self.case, name, mode, metric, value=median, q20=q20, q80=q80, **share)
+
+    def missing(self, name: str, mode: str, reason: Exception) -> None:
+        text = (str(reason).splitlines() or [""])[0][:80]
+        value = f"{type(reason).__name__}: {text}"
+        self.recorder.add(self.case, name, mode, "missing", value=value)
+
+
+def _in_turns(
+    calls: dict[str, Callable[[], Any]], seconds: float
 ) -> dict[str, tuple[float, float, float]]:
-    """On a CPU, which others may be using, providers take turns: what disturbs one disturbs all."""
-    if device == "cuda":
-        return {name: quantiles(call, device, seconds=seconds) for name, call in calls.items()}
+    """Of a CPU, which others may be using: what disturbs one provider disturbs all."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -193,7 +244,7 @@ def _eager(
 
 def parity(case: Case, provider: Callable[..., Tensor]) -> float:
     """Max |error| / max |truth| of the result and every gradient, against fp64."""
-    inputs = case.inputs()
+    inputs = (case.checked or case.inputs)()
     wide = [
         x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x
         for x in inputs
@@ -232,9 +283,7 @@ def _in_mode(
     return lambda: torch.autograd.grad(provider(*inputs), leaves, grad)
 
 
-def quantiles(
-    call: Callable[[], Any], device: str, *, seconds: float
-) -> tuple[float, float, float]:
+def quantiles(call: Callable[[], Any], device: str, seconds: float) -> tuple[float, float, float]:
     """Median, 20 % and 80 % quantile in microseconds; on a GPU the L2 is emptied in between."""
     for _ in range(3):
         call()
@@ -258,29 +307,6 @@ def quantiles(
             times.append(1e6 * (time.perf_counter() - start))
     cuts = statistics.quantiles(times, n=5)
     return statistics.median(times), cuts[0], cuts[3]
-
-
-def _graph(
-    recorder: Recorder,
-    case: Case,
-    name: str,
-    mode: str,
-    call: Callable[[], Any],
-    floor: float | None,
-    seconds: float,
-) -> None:
-    """The same call replayed from a CUDA graph: without what the host costs."""
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-    except Exception as reason:  # a provider that synchronises cannot be captured
-        torch.cuda.synchronize()
-        recorder.add(case, name, mode, "graph_us", value=f"not captured: {type(reason).__name__}")
-        return
-    median, q20, q80 = quantiles(graph.replay, recorder.device, seconds=seconds)
-    share = {} if floor is None else {"percent_of_floor": f"{100 * floor / median:.0f}"}
-    recorder.add(case, name, mode, "graph_us", value=median, q20=q20, q80=q80, **share)
 
 
 def peak_mb(call: Callable[[], Any], device: str) -> float:
@@ -340,14 +366,17 @@ def _version(package: str) -> str:
 
 
 def commit() -> str:
-    """Of the code at hand; "none" outside a checkout."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=os.path.dirname(__file__),
-    )
-    return done.stdout.strip() or "none"
+    """Of the code at hand; outside a checkout what ``COMMIT`` says, or "none"."""
+    if shutil.which("git"):
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            cwd=os.path.dirname(__file__),
+        )
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return os.environ.get("COMMIT", "none")
 
 
 if __name__ == "__main__":

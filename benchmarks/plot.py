@@ -95,7 +95,9 @@ def ratios(paths):
         others = {name for name, _ in times} - {ours, "mmfusion torch"}
         for other in sorted(name for name in others if not name.endswith(" again")):
             cells = [
-                f"{times[ours, mode] / times[other, mode]:.2f}" if (other, mode) in times else ""
+                f"{times[ours, mode] / times[other, mode]:.2f}"
+                if {(ours, mode), (other, mode)} <= times.keys()
+                else ""
                 for mode in ("forward", "both")
             ]
             yield op, size, other, *cells

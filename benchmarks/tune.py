@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import compile_tiles
+import harness
 import torch
 import triton
 
@@ -146,7 +147,7 @@ def first_that_fits(entry: list[dict[str, Any]]) -> dict[str, Any] | None:
     return None
 
 
-def fastest(entry: list[dict[str, Any]]) -> dict[str, Any]:
+def fastest(entry: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The fastest candidate that neither spills nor errs, on this GPU."""
     import tune_cases
 
@@ -170,11 +171,22 @@ def fastest(entry: list[dict[str, Any]]) -> dict[str, Any]:
         if microseconds is not None:
             timed.append((microseconds, row))
             print(f"{row['op']} {row['size']} {row['constants']}: {microseconds:.1f} us")
-    return min(timed, key=lambda pair: pair[0])[1]
+    return min(timed, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(one[key] == other[key] for key in ("op", "arch", "dtype", "size", "width"))
+
+
+def write(rows: list[dict[str, Any]], made: dict[str, Any]) -> None:
+    """The table with these entries in place of theirs; the old one stays until all is written."""
+    shipped.table.cache_clear()
+    kept = [row for row in shipped.table() if not any(_same(row, new) for new in rows)]
+    lines = ",\n".join("  " + json.dumps(row) for row in [*kept, *rows])
+    part = TABLE.with_suffix(".part")
+    part.write_text(f'{{"made": {json.dumps(made)},\n"tiles": [\n{lines}\n]}}\n')
+    part.replace(TABLE)
+    print(f"{len(rows)} entries written, {len(kept)} kept")
 
 
 def main() -> None:
@@ -185,20 +197,21 @@ def main() -> None:
     arguments = parser.parse_args()
     entries = [entry for entry in candidates() if re.search(arguments.only, entry[0]["op"])]
     made: dict[str, Any] = {"triton": triton.__version__, "mmfusion": mmfusion.__version__}
+    made |= {"commit": harness.commit(), "date": date.today().isoformat()}
+    rows: list[dict[str, Any]] = []
     if arguments.compile_only:
         with ProcessPoolExecutor(arguments.jobs) as pool:
-            rows = [row for row in pool.map(first_that_fits, entries) if row is not None]
-        made["by"] = "first candidate that compiles without spilling; not timed"
-    else:
-        major, minor = torch.cuda.get_device_capability()
-        arch = 90 if major >= 9 else 80
-        rows = [fastest(entry) for entry in entries if entry[0]["arch"] == arch]
-        made |= {"by": "timed", "gpu": torch.cuda.get_device_name(), "capability": [major, minor]}
-    made["date"] = date.today().isoformat()
-    kept = [row for row in shipped.table() if not any(_same(row, new) for new in rows)]
-    lines = ",\n".join("  " + json.dumps(row) for row in [*kept, *rows])
-    TABLE.write_text(f'{{"made": {json.dumps(made)},\n"tiles": [\n{lines}\n]}}\n')
-    print(f"{len(rows)} entries written, {len(kept)} kept")
+            rows += [row for row in pool.map(first_that_fits, entries) if row is not None]
+        write(rows, made | {"by": "first candidate that compiles without spilling; not timed"})
+        return
+    major, minor = torch.cuda.get_device_capability()
+    arch = 90 if major >= 9 else 80
+    made |= {"by": "timed", "gpu": torch.cuda.get_device_name(), "capability": [major, minor]}
+    for entry in entries:
+        best = fastest(entry) if entry[0]["arch"] == arch else None
+        if best is not None:
+            rows.append(best)
+            write(rows, made)  # time may end before the last entry
 
 
 if __name__ == "__main__":

@@ -299,6 +299,8 @@ def why_not_triton(
             return f"the tensors are on {tensor.device.type}"
         if tensor.dtype not in _WIDEST_HEAD:
             return str(tensor.dtype).removeprefix("torch.")
+    if len({tensor.device for tensor in tensors}) > 1:
+        return "the tensors are on several devices"
     if len({tensor.dtype for tensor in tensors}) > 1 and op == "presence_attention":
         return "q, k and v differ in type"
     if op == "retrieve" and k is None:
@@ -471,7 +473,8 @@ def _check_retrieve(
 def _check_held(held: Tensor | int | None, keys: Tensor, grouped: bool) -> Tensor | None:
     if held is None:
         return None
-    held = held if isinstance(held, Tensor) else torch.tensor(held, device=keys.device)
+    if not isinstance(held, Tensor):  # filled on the device: a copy would wait for it
+        held = torch.full((), held, device=keys.device)
     expected = keys.shape[:1] if grouped else torch.Size([])
     if held.dtype == torch.bool or held.is_floating_point() or held.shape != expected:
         raise ValueError(

@@ -231,7 +231,8 @@ def _take(bank: Tensor, slots: Tensor, allowed: Tensor | None) -> Tensor:
     rows = slots
     if groups > 1:
         rows = slots + torch.arange(groups, device=bank.device).reshape(-1, 1, 1) * num_slots
-    near = bank.reshape(-1, width).index_select(0, rows.flatten()).reshape(*slots.shape, width)
+    near = bank.reshape(groups * num_slots, width).index_select(0, rows.flatten())
+    near = near.reshape(*slots.shape, width)
     return near if allowed is None else torch.where(allowed.unsqueeze(-1), near, 0)
 
 

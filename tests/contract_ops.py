@@ -1,4 +1,4 @@
-"""Rows of the contract's list: the public ops, dressed as modules, once per backend."""
+"""Rows of the contract's list: the public ops, dressed as modules, for one backend or the other."""
 
 from typing import Any
 
@@ -23,8 +23,6 @@ from contract_case import (
 from torch import Generator, Tensor, nn
 
 from mmfusion import functional
-
-BACKENDS = ("torch",)  # the fused ops' "triton" rows go here, where why_not_triton is None
 
 
 class Retrieve(nn.Module):
@@ -153,29 +151,28 @@ def cut_attend(module: Any, batch: Batch) -> tuple[Outputs, Outputs]:
     return whole, alone
 
 
-CASES = [
-    *(
+def cases(backend: str) -> list[Case]:
+    """The list has those of ``torch``; ``kernels/test_kernel_contract.py`` runs ``triton``'s."""
+    return [
         Case(
             f"retrieve-{backend}",
             functional.retrieve,
-            lambda m, backend=backend, **kind: Retrieve(m, backend, **kind),
+            lambda m, **kind: Retrieve(m, backend, **kind),
             retrieve_batch,
             named("readout", "weights", "indices"),
             under_absent("query", table="wanted"),
             cut=cut_retrieve,
-        )
-        for backend in BACKENDS
-    ),
-    *(
+        ),
         Case(
             f"presence_attention-{backend}",
             functional.presence_attention,
-            lambda m, backend=backend, **kind: Attend(m, backend, **kind),
+            lambda m, **kind: Attend(m, backend, **kind),
             attend_batch,
             named("read"),
             absent_keys,
             cut=cut_attend,
-        )
-        for backend in BACKENDS
-    ),
-]
+        ),
+    ]
+
+
+CASES = cases("torch")

@@ -242,7 +242,7 @@ def presence_attention_bwd_kernel(
                 dk += tl.dot(tl.trans(dscores), q, input_precision=PRECISION)
                 dq = tl.dot(dscores, k, input_precision=PRECISION) * unscale
                 if not ONE_BLOCK:  # fp32 scratch that this program alone touches
-                    tl.debug_barrier()
+                    tl.debug_barrier()  # another of its threads may have stored what one loads
                     dq += tl.load(dq_ptr + place, mask=q_mask, other=0.0)
                 tl.store(dq_ptr + place, dq.to(dq_ptr.dtype.element_ty), mask=q_mask)
         # keys that nobody read get zeros: their memory comes from torch.empty

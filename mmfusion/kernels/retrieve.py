@@ -303,7 +303,7 @@ def retrieve_backward(
     Without ``near_values`` the keys were also the values, and ``dkeys`` holds both gradients.
     """
     near_keys, weights, indices = (x.contiguous() for x in (near_keys, weights, indices))
-    same = near_values.numel() == 0
+    same = near_values.ndim == 1
     near_values = near_keys if same else near_values.contiguous()
     grad = grad.contiguous()
     wide = query.to(near_keys.dtype).contiguous()

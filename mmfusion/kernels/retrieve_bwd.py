@@ -35,7 +35,7 @@ def retrieve_bwd_kernel(
     value_rows = ((place * K + j) * Dv)[:, None]
     depth = tl.arange(0, BLOCK_D)
     weight = tl.load(weights_ptr + place * K + j, mask=j < K, other=0.0)
-    answered = tl.sum(weight, 0) > 0  # the query of a row that was not answered may hold anything
+    answered = tl.sum(weight, 0) > 0  # query and gradient of other rows may hold anything
     product = tl.zeros([KP], tl.float32)
     square_k = tl.zeros([KP], tl.float32)
     square = tl.zeros([BLOCK_D], tl.float32)
@@ -54,7 +54,8 @@ def retrieve_bwd_kernel(
     dweight = tl.zeros([KP], tl.float32)
     for done in range(0, Dv, BLOCK_D):
         inside = depth < Dv - done
-        g = tl.load(grad_ptr + place * Dv + done + depth, mask=inside, other=0.0).to(tl.float32)
+        g = grad_ptr + place * Dv + done + depth
+        g = tl.load(g, mask=depth < tl.where(answered, Dv - done, 0), other=0.0).to(tl.float32)
         v = tl.load(
             near_values_ptr + value_rows + done + depth[None, :],
             mask=(j < K)[:, None] & inside[None, :],
@@ -122,7 +123,8 @@ def retrieve_scatter_kernel(
     near = near_keys_ptr + ((place * K + j) * D)[:, None] + depth[None, :]
     if HAS_BETA:
         beta = tl.load(beta_ptr + place * K + j, mask=j < K, other=0.0)
-    for done in range(0, D, BLOCK_D):
+    answered = tl.max(slot, 0) >= 0  # the source of other rows may hold anything
+    for done in range(0, tl.where(answered, D, 0), BLOCK_D):
         mask = found & (depth < D - done)[None, :]
         source = tl.load(source_ptr + place * D + done + depth, mask=depth < D - done, other=0.0)
         part = coefficient[:, None] * source.to(tl.float32)[None, :]

@@ -11,14 +11,15 @@ RETRIEVE_GRAD = {torch.float32: 1e-5, torch.float16: 2.5e-3, torch.bfloat16: 1e-
 CONTRASTIVE = 1e-5
 
 
-def assert_close(name, found, truth, tolerance):
+def assert_close(name, found, truth, tolerance, scale=0.0):
     assert found.shape == truth.shape, name
     assert bool(found.isfinite().all()), f"{name} is not finite"
     if truth.numel() == 0:
         return
     truth = truth.to(found.device)
     # a truth of zero comes with the rounding of what cancelled, so the scale has a floor
-    error = (found.double() - truth.double()).abs().max() / truth.double().abs().max().clamp(1e-2)
+    scale = truth.double().abs().max().clamp(max(1e-2, scale))
+    error = (found.double() - truth.double()).abs().max() / scale
     assert error <= tolerance, f"{name}: error {error:.2g} > {tolerance}"
 
 
@@ -56,8 +57,10 @@ def check_attention(
     truth_grads = torch.autograd.grad(truth, truth_in, grad.double())
     found_grads = torch.autograd.grad(found, found_in, grad)
     assert_close("out", found, truth, ATTENTION[dtype])
+    # where a query sees one key, dq and dk are what is left of terms as large as dv
+    scale = max(float(x.abs().max()) for x in truth_grads) if q.numel() else 0.0
     for name, mine, theirs in zip(("dq", "dk", "dv"), found_grads, truth_grads, strict=True):
-        assert_close(name, mine, theirs, ATTENTION[dtype])
+        assert_close(name, mine, theirs, ATTENTION[dtype], scale)
     for mine in found_grads[1:]:
         assert bool((torch.where(visible, 0, mine) == 0).all()), "absent tokens get a gradient"
 
@@ -111,11 +114,14 @@ def check_retrieve(
     assert not found_weights.requires_grad
     assert found_indices.dtype == torch.int64
     assert torch.equal(found_indices < 0, indices < 0)
-    same = (found_indices == indices).all(-1)
-    assert same.float().mean() > 0.99 or queries < 100
     assert_close("weights", found_weights, weights, 1e-4)
-    assert_close("readout", found, truth, READOUT[dtype])
-    grad = torch.randn(found.shape, device=device).to(dtype)
+    # of many rows a few have a k-th and a next score that agree to rounding: either is right
+    same = (found_indices.sort(-1).values == indices.sort(-1).values).all(-1, keepdim=True)
+    assert same.float().mean() >= 0.98
+    assert_close(
+        "readout", torch.where(same, found, 0), torch.where(same, truth, 0), READOUT[dtype]
+    )
+    grad = torch.where(same, torch.randn(found.shape, device=device), 0).to(dtype)
     leaves = 1 + bank_grad * len(bank)
     truth_grads = torch.autograd.grad(truth, wide[:leaves], grad.double())
     found_grads = torch.autograd.grad(found, mine[:leaves], grad)

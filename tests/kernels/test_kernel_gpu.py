@@ -200,7 +200,8 @@ def test_capture_into_a_cuda_graph():
     def run():
         out = attention(q, k, v, present, lengths=(20, 17))
         readout = retrieve(query, keys, k=8, temperature=0.1, held=held, wanted=wanted)[0]
-        return out, readout
+        one_bank = retrieve(query[:, 0], keys[0], k=8, temperature=0.1, held=4000)[0]
+        return out, readout, one_bank
 
     with torch.no_grad():
         expected = run()  # compiles, and puts the modality table on the device

@@ -288,8 +288,19 @@ def test_reasons():
     assert "63 modalities > 62" in why("presence_attention", x, num_modalities=63)
     assert why("retrieve", x, k=100) == "k=100 > 64"
     assert "k=None" in why("retrieve", x, k=None)
+    with torch._subclasses.FakeTensorMode():
+        here, there = (torch.empty(3, 8, device=device) for device in ("cpu", "cuda"))
+        assert why("retrieve", here, there) == "the tensors are on several devices"
     with pytest.raises(ValueError, match="Name one of them"):
         why("attention", x)
+
+
+def test_a_number_of_held_slots_is_not_copied_to_the_device(monkeypatch):
+    """A copy waits for the device, and no CUDA graph can hold it."""
+    bank = torch.randn(9, 8)
+    expected = retrieve(bank, bank, held=torch.tensor(5))
+    monkeypatch.delattr(torch, "tensor")
+    torch.testing.assert_close(retrieve(bank, bank, held=5), expected)
 
 
 def test_reasons_without_a_gpu(monkeypatch):

@@ -187,6 +187,16 @@ def test_equal_scores_give_different_slots_lowest_first():
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / 6))
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_values_without_width_are_not_taken_for_keys(backend):
+    query, keys = torch.randn(3, 8, requires_grad=True), torch.randn(9, 8)
+    options = {"k": 2, "temperature": 1.0, "backend": backend}
+    readout, _, _ = functional.retrieve(query, keys, torch.empty(9, 0), **options)
+    assert readout.shape == (3, 0)
+    (dq,) = torch.autograd.grad(readout.sum(), query)
+    assert bool((dq == 0).all())
+
+
 def test_zero_vectors_score_zero_and_get_no_gradient():
     query = torch.zeros(2, 4, requires_grad=True)
     keys = torch.cat([torch.zeros(1, 4), torch.randn(5, 4)]).requires_grad_()
@@ -239,13 +249,15 @@ def test_tokens_per_modality_and_strided_banks():
         torch.testing.assert_close(one, other)
 
 
-def test_what_is_not_wanted_may_hold_anything():
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf])
+def test_what_is_not_wanted_may_hold_anything(junk):
     wanted = torch.tensor([True, False, True])
     query, keys = torch.randn(3, 8), torch.randn(30, 8, requires_grad=True)
-    query[1] = torch.nan
+    query[1] = junk
     query.requires_grad_()
     readout = kernel(query, keys, k=3, temperature=1.0, wanted=wanted)[0]
-    dq, dk = torch.autograd.grad(readout.square().sum(), (query, keys))
+    grad = torch.where(wanted.unsqueeze(1), torch.randn(3, 8), junk)  # of what was not answered
+    dq, dk = torch.autograd.grad(readout, (query, keys), grad)
     assert bool((dq[1] == 0).all())
     for x in (readout, dq, dk):
         assert bool(x.isfinite().all())
