@@ -53,8 +53,11 @@ def read_photo(images: Path, file: str, size: tuple[int, int]) -> Tensor:
         )
     try:
         with Image.open(path) as photo:
+            if photo.mode[0] in "IF":  # which Pillow would clip to 0..255, without a word
+                raise ValueError(f"has pixels of mode {photo.mode!r}, not of 8 bits a channel")
             rgb = photo.convert("RGB")
-    except (OSError, SyntaxError) as error:  # SyntaxError is Pillow's word for a broken header
+    # SyntaxError is Pillow's word for a broken header; a damaged size may be one that it refuses.
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be decoded ({error})") from None
     fitted = ImageOps.fit(rgb, (size[1], size[0]), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)

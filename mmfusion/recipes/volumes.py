@@ -5,7 +5,8 @@ one thing that sequences of different orientation and resolution share.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,20 +63,11 @@ def read_volume(path: str | Path, *, index: int | None = None) -> Volume:
         [1.0, 1.0, 3.0, 1.0]
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is not there: a volume is a NIfTI file. Restore it.")
-    try:
-        image: Any = nib.load(path)
-        _check_header(path, image, index)
+    with _opened(path, index) as image:
         if image.ndim > 3:
             image = image.slicer[(..., *([index or 0] + [0] * (image.ndim - 4)))]
         with np.errstate(over="ignore"):  # what overflows is infinite, and refused below
             data = image.get_fdata(dtype=np.float32, caching="unchanged")
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{path} cannot be read ({' '.join(str(error).split())}): a volume is a whole NIfTI "
-            "file. Restore it, or convert it anew."
-        ) from None
     orientation = nib.io_orientation(image.affine)
     affine = image.affine @ nib.orientations.inv_ornt_aff(orientation, data.shape)
     data = np.ascontiguousarray(nib.apply_orientation(data, orientation))
@@ -133,7 +125,48 @@ def centre_box(volume: Volume, extent: Sequence[float] = CENTRE_MM) -> Box:
         >>> centre_box(Volume(torch.ones(1, 10, 10, 10), np.eye(4)), (4.0, 4.0, 99.0)).tolist()
         [[2.5, 2.5, -0.5], [6.5, 6.5, 9.5]]
     """
-    low, high = _bounds(volume.affine, -0.5, np.array(volume.data.shape[1:]) - 0.5)
+    return _centre(volume.affine, volume.data.shape[1:], extent)
+
+
+def read_centre_box(path: str | Path) -> Box:
+    """``centre_box`` of a file, of which the header alone is read.
+
+    Args:
+        path: As for ``read_volume``.
+
+    Raises:
+        ValueError: As ``read_volume``, but for what the voxels hold.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "t1.nii.gz")
+        ...     nib.save(nib.Nifti1Image(np.ones((10, 10, 10)), np.eye(4)), path)
+        ...     read_centre_box(path).tolist()
+        [[-0.5, -0.5, -0.5], [9.5, 9.5, 9.5]]
+    """
+    with _opened(Path(path), None) as image:
+        return _centre(image.affine, image.shape[:3], CENTRE_MM)
+
+
+@contextmanager
+def _opened(path: Path, index: int | None) -> Iterator[Any]:
+    """The image, its header checked; what cannot be read of it within names the file."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: a volume is a NIfTI file. Restore it.")
+    try:
+        image: Any = nib.load(path)
+        _check_header(path, image, index)
+        yield image
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be read ({' '.join(str(error).split())}): a volume is a whole NIfTI "
+            "file. Restore it, or convert it anew."
+        ) from None
+
+
+def _centre(affine: NDArray[np.float64], shape: Sequence[int], extent: Sequence[float]) -> Box:
+    low, high = _bounds(affine, -0.5, np.array(shape) - 0.5)
     half = np.minimum(np.array(extent), high - low) / 2
     return np.stack([(low + high) / 2 - half, (low + high) / 2 + half])
 

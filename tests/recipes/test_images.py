@@ -66,6 +66,25 @@ def test_a_truncated_photo_is_refused(tmp_path: Path, kept: int) -> None:
         read_photo(tmp_path, "cut.jpg", (4, 6))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "mode"), [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")]
+)
+def test_pixels_that_pillow_would_clip_are_refused(tmp_path: Path, dtype: type, mode: str) -> None:
+    grey = np.linspace(0, 4000, 64).reshape(8, 8).astype(dtype)
+    Image.fromarray(grey).save(tmp_path / "deep.tif")
+    with raises(f"has pixels of mode '{mode}', not of 8 bits a channel"):
+        read_photo(tmp_path, "deep.tif", (4, 4))
+
+
+def test_a_size_that_is_no_photos_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.bmp")
+    raw = bytearray((tmp_path / "a.bmp").read_bytes())
+    raw[18:26] = (100_000).to_bytes(4, "little") * 2  # width and height
+    (tmp_path / "a.bmp").write_bytes(raw)
+    with raises("cannot be decoded (Image size (10000000000 pixels) exceeds limit"):
+        read_photo(tmp_path, "a.bmp", (4, 4))
+
+
 def test_random_flips_turn_both_photos_alike_and_reach_every_turn() -> None:
     photo = torch.arange(12.0).reshape(3, 2, 2)
     turns = set()

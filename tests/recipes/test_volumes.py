@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmfusion.recipes.volumes import Volume, centre_box, read_volume, tumour_box
+from mmfusion.recipes.volumes import (
+    Volume,
+    centre_box,
+    read_centre_box,
+    read_volume,
+    tumour_box,
+)
 
 SHAPE = (5, 6, 7)
 AFFINE = np.array([[2.0, 0, 0, -3], [0, 1.5, 0, 10], [0, 0, 4, -20], [0, 0, 0, 1]])
@@ -230,3 +236,16 @@ def test_the_box_in_the_middle_is_no_larger_than_the_scan() -> None:
     box = centre_box(volume)
     assert (box[1] - box[0]).tolist() == [160.0, 190.0, 30.0]
     np.testing.assert_allclose(box.mean(0), [99.0, 99.0, 13.5])
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "LIA"])
+def test_the_box_in_the_middle_takes_no_voxel(tmp_path: Path, axes: str) -> None:
+    data, affine = turned(axes)
+    path = save(tmp_path / "a.nii", data, affine)
+    np.testing.assert_allclose(read_centre_box(path), centre_box(read_volume(path)), atol=1e-4)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:352])  # the header alone
+    assert read_centre_box(path).shape == (2, 3)
+    path.write_bytes(whole[:200])
+    with raises(f"{path} cannot be read (", "Restore it"):
+        read_centre_box(path)
