@@ -6,6 +6,7 @@ is written and read back: it shows that all works, and means nothing.
 
     python examples/cmml_custom.py                                # synthetic, a minute or two
     python examples/cmml_custom.py --data my_data/layout.toml --image-size 128 128
+    python examples/cmml_custom.py --predict new/table.csv        # with that run: docs/predict.md
 
 Writes to `runs/cmml_custom/`: report.html, report.png, metrics.json (for
 `MissingnessReport.from_json`), config.json, split.json, history.json and the checkpoints. A killed
@@ -22,15 +23,19 @@ from torch import nn
 
 import mmfusion
 from mmfusion.recipes import reporting
+from mmfusion.recipes.checkpoint import check_folder
 from mmfusion.recipes.custom import Custom
 from mmfusion.recipes.custom_layout import CustomLayout, deal, read_cases
 from mmfusion.recipes.custom_synthetic import write_synthetic_custom
 from mmfusion.recipes.encoders import SmallCNN, TableEncoder
 from mmfusion.recipes.encoders3d import SmallCNN3D
 from mmfusion.recipes.launch import join_processes
+from mmfusion.recipes.layout_patients import custom_patients
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.presets import SMALL, parse
-from mmfusion.recipes.run import run
+from mmfusion.recipes.reading import Patients, Reading
+from mmfusion.recipes.restoring import restored
+from mmfusion.recipes.run import predict_new, run
 from mmfusion.recipes.splits import save_split
 
 
@@ -66,6 +71,8 @@ class Settings:
     """How to train."""
     resume: bool = False
     """Go on with a run that was killed."""
+    predict: Path | None = None
+    """A table of new cases: train nothing, predict them with the run in --out."""
 
 
 def read(settings: Settings) -> tuple[dict[str, Custom], dict[str, list[str]]]:
@@ -82,7 +89,7 @@ def read(settings: Settings) -> tuple[dict[str, Custom], dict[str, list[str]]]:
     return data, split
 
 
-def build(settings: Settings, data: Custom) -> mmfusion.CMML:
+def build(settings: Settings, data: Custom | Patients) -> mmfusion.CMML:
     """CMML over an encoder for each modality: put your own networks here."""
     torch.manual_seed(settings.plan.seed)
     modalities: dict[str, Any] = {}
@@ -108,8 +115,14 @@ def build(settings: Settings, data: Custom) -> mmfusion.CMML:
 
 def main(settings: Settings) -> None:
     """Read, train, evaluate, print and write."""
+    if settings.predict:
+        trained = restored(settings, "predict")
+        patients = custom_patients(settings.predict, Reading.load(settings.out))
+        return predict_new(build(trained, patients), patients, settings.out)
     state = join_processes()
     say = print if state.is_main_process else (lambda *_: None)
+    if state.is_main_process:
+        check_folder(settings.out)
     with state.main_process_first():  # which writes the synthetic data
         data, split = read(settings)
     train, test = data["train"], data["test"]
@@ -123,8 +136,8 @@ def main(settings: Settings) -> None:
             say(f"{name}: {one.patient_id}, {one.column} {one.value} {one.reason}: missing")
     about = {"title": f"CMML, {kind}, test split", "synthetic": test.is_synthetic}
     if state.is_main_process:
-        settings.out.mkdir(parents=True, exist_ok=True)
         about["split_sha256"] = save_split(settings.out / "split.json", split)
+        train.reading().save(settings.out)
         config = {"settings": asdict(settings), "versions": reporting.versions(), **about}
         reporting.write_json(settings.out / "config.json", config)
     model = build(settings, train)

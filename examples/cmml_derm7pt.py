@@ -8,6 +8,7 @@ same on-disk format is written and read back: it shows that all works, and says 
     python examples/cmml_derm7pt.py --ablate                      # and without CRTA and memory
     python examples/cmml_derm7pt.py --data-root release_v0 --preset cfcml   # Swin-T at 224 pixels
     torchrun --nproc-per-node 2 examples/cmml_derm7pt.py          # two processes, on CPUs or GPUs
+    python examples/cmml_derm7pt.py --predict new/meta/meta.csv   # with that run: docs/predict.md
 
 Writes to `runs/cmml_derm7pt/`: report.html, report.png, metrics.json, config.json, history.json,
 the test patterns and the checkpoints. A killed run goes on with `--resume`. Expected scores, with
@@ -31,12 +32,17 @@ from mmfusion.evaluation import MissingnessReport, compare, diagnose, evaluate
 from mmfusion.presence import collate
 from mmfusion.recipes import reporting
 from mmfusion.recipes.caching import encode, from_features
+from mmfusion.recipes.checkpoint import check_folder
 from mmfusion.recipes.derm7pt import Derm7pt, random_flips
 from mmfusion.recipes.derm7pt_synthetic import write_synthetic_release
 from mmfusion.recipes.encoders import SmallCNN, TableEncoder, backbone
 from mmfusion.recipes.launch import join_processes
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.presets import CFCML, SMALL, parse
+from mmfusion.recipes.reading import Patients, Reading
+from mmfusion.recipes.release_patients import derm7pt_patients
+from mmfusion.recipes.restoring import restored
+from mmfusion.recipes.run import predict_new
 from mmfusion.recipes.training import fit
 
 WITHOUT_SYNTHESIS = {"crta": None, "memory": None}
@@ -82,6 +88,8 @@ class Settings:
     """How to train."""
     resume: bool = False
     """Go on with a run that was killed."""
+    predict: Path | None = None
+    """A table of new cases: train nothing, predict them with the run in --out."""
     ablate: bool = False
     """Also train without CRTA and memory, and print both."""
 
@@ -102,7 +110,7 @@ def read(settings: Settings) -> dict[str, Derm7pt]:
     }
 
 
-def build(settings: Settings, data: Derm7pt, **stages: Any) -> mmfusion.CMML:
+def build(settings: Settings, data: Derm7pt | Patients, **stages: Any) -> mmfusion.CMML:
     """CMML over an encoder of its own for each photo and one for the table."""
     if settings.freeze and (settings.encoder == "small" or not settings.pretrained):
         raise ValueError(
@@ -188,9 +196,15 @@ def train(settings: Settings, data: dict[str, Derm7pt], folder: Path, **stages: 
 
 def main(settings: Settings) -> None:
     """Read, train, evaluate, print and write."""
+    if settings.predict:
+        trained = restored(settings, "predict")
+        patients = derm7pt_patients(settings.predict, Reading.load(settings.out))
+        return predict_new(build(trained, patients), patients, settings.out, "cmml")
     started = time.perf_counter()
     state = join_processes()
     main_process = state.is_main_process
+    if main_process:
+        check_folder(settings.out)
     with state.main_process_first():  # which writes the synthetic release
         data = read(settings)
     test = data["test"]
@@ -203,12 +217,12 @@ def main(settings: Settings) -> None:
         say(f"{split}: absent {dict(zip(cases.names, absent, strict=True))}")
         for photo in cases.broken:
             say(f"{split}: row {photo.row}, {photo.column} {photo.file} {photo.reason}: missing")
-    settings.out.mkdir(parents=True, exist_ok=True)
     about = {"synthetic": test.is_synthetic, "versions": reporting.versions()}
     if main_process:
         broken = {split: [b._asdict() for b in cases.broken] for split, cases in data.items()}
         config = {"settings": asdict(settings), **about, "broken": broken}
         reporting.write_json(settings.out / "config.json", config)
+        data["train"].reading().save(settings.out)
     about["title"] = f"CMML, {kind}, {settings.target}, test split"
     models = {"CMML": {}} | ({"no CRTA, no memory": WITHOUT_SYNTHESIS} if settings.ablate else {})
     reports, histories = [], {}

@@ -10,6 +10,7 @@ says nothing about tumours.
         --weights resnet_18_23dataset.pth --cache prepared        # 128 x 128 x 24 voxels
     python examples/cmml_men.py --num-folds 5 --split 3           # the fourth of five folds
     torchrun --nproc-per-node 2 examples/cmml_men.py              # two processes
+    python examples/cmml_men.py --predict new/table.csv           # with that run: docs/predict.md
 
 Writes to `runs/cmml_men/`: report.html, report.png, metrics.json (for
 `MissingnessReport.from_json`), config.json, split.json, history.json and the checkpoints. A killed
@@ -25,16 +26,20 @@ import tyro
 
 import mmfusion
 from mmfusion.recipes import reporting
+from mmfusion.recipes.checkpoint import check_folder
 from mmfusion.recipes.encoders import TableEncoder
 from mmfusion.recipes.encoders3d import Backbone3D, SmallCNN3D
 from mmfusion.recipes.launch import join_processes
+from mmfusion.recipes.layout_patients import men_patients
 from mmfusion.recipes.men import Men
 from mmfusion.recipes.men_layout import BRATS_LAYOUT, MEN_LAYOUT, Layout
 from mmfusion.recipes.men_synthetic import write_synthetic_men
 from mmfusion.recipes.men_table import read_patients, read_split
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.presets import CFCML, SMALL, parse
-from mmfusion.recipes.run import run
+from mmfusion.recipes.reading import Patients, Reading
+from mmfusion.recipes.restoring import restored
+from mmfusion.recipes.run import predict_new, run
 from mmfusion.recipes.splits import folds, save_split
 from mmfusion.recipes.volume_inputs import random_mirror
 
@@ -83,6 +88,8 @@ class Settings:
     """How to train."""
     resume: bool = False
     """Go on with a run that was killed."""
+    predict: Path | None = None
+    """A table of new patients: train nothing, predict them with the run in --out."""
 
 
 def read(settings: Settings) -> tuple[dict[str, Men], dict[str, list[str]]]:
@@ -116,7 +123,7 @@ def read(settings: Settings) -> tuple[dict[str, Men], dict[str, list[str]]]:
     return data, split
 
 
-def build(settings: Settings, data: Men) -> mmfusion.CMML:
+def build(settings: Settings, data: Men | Patients) -> mmfusion.CMML:
     """CMML over an encoder of its own for each sequence and one for the table."""
     torch.manual_seed(settings.plan.seed)
     modalities: dict[str, Any] = {}
@@ -144,8 +151,14 @@ def build(settings: Settings, data: Men) -> mmfusion.CMML:
 
 def main(settings: Settings) -> None:
     """Read, train, evaluate, print and write."""
+    if settings.predict:
+        trained = restored(settings, "predict", "cache")
+        patients = men_patients(settings.predict, Reading.load(settings.out), settings.cache)
+        return predict_new(build(trained, patients), patients, settings.out)
     state = join_processes()
     say = print if state.is_main_process else (lambda *_: None)
+    if state.is_main_process:
+        check_folder(settings.out)
     with state.main_process_first():  # which writes the synthetic cohort, and the cache
         data, split = read(settings)
     train, test = data["train"], data["test"]
@@ -161,8 +174,8 @@ def main(settings: Settings) -> None:
             say(f"{name}: {one.patient_id}, {one.column} {one.value} {one.reason}: missing")
     about = {"title": f"CMML, {kind}, test split", "synthetic": test.is_synthetic}
     if state.is_main_process:
-        settings.out.mkdir(parents=True, exist_ok=True)
         about["split_sha256"] = save_split(settings.out / "split.json", split)
+        train.reading().save(settings.out)
         config = {"settings": asdict(settings), "versions": reporting.versions(), **about}
         reporting.write_json(settings.out / "config.json", config)
     model = build(settings, train)

@@ -9,6 +9,7 @@ eyes.
     python examples/cmml_odir.py --data-root ODIR-5K --image-size 224 224 \
         --encoder microsoft/swin-tiny-patch4-window7-224 --backbone-rate 0.1
     torchrun --nproc-per-node 2 examples/cmml_odir.py             # two processes
+    python examples/cmml_odir.py --predict new/table.csv          # with that run: docs/predict.md
 
 Writes to `runs/cmml_odir/`: report.html, report.png, metrics.json (for
 `MissingnessReport.from_json`), config.json, split.json, history.json and the checkpoints. A killed
@@ -24,6 +25,7 @@ import tyro
 
 import mmfusion
 from mmfusion.recipes import reporting
+from mmfusion.recipes.checkpoint import check_folder
 from mmfusion.recipes.encoders import SmallCNN, TableEncoder, backbone
 from mmfusion.recipes.images import random_flips
 from mmfusion.recipes.launch import join_processes
@@ -32,7 +34,10 @@ from mmfusion.recipes.odir_format import find_table, read_patients
 from mmfusion.recipes.odir_synthetic import write_synthetic_odir
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.presets import SMALL, parse
-from mmfusion.recipes.run import run
+from mmfusion.recipes.reading import Patients, Reading
+from mmfusion.recipes.release_patients import odir_patients
+from mmfusion.recipes.restoring import restored
+from mmfusion.recipes.run import predict_new, run
 from mmfusion.recipes.splits import save_split, split_patients
 
 METRICS = ("auc_macro", "odir_score", "auprc_macro", "f1_macro")
@@ -76,6 +81,8 @@ class Settings:
     """How to train."""
     resume: bool = False
     """Go on with a run that was killed."""
+    predict: Path | None = None
+    """A table of new patients: train nothing, predict them with the run in --out."""
 
 
 def read(settings: Settings) -> tuple[dict[str, Odir], dict[str, list[int]]]:
@@ -104,7 +111,7 @@ def read(settings: Settings) -> tuple[dict[str, Odir], dict[str, list[int]]]:
     return data, split
 
 
-def build(settings: Settings, data: Odir) -> mmfusion.CMML:
+def build(settings: Settings, data: Odir | Patients) -> mmfusion.CMML:
     """CMML over one encoder for both eyes, which are alike, and one for age and sex."""
     torch.manual_seed(settings.plan.seed)
     eye: Any
@@ -133,8 +140,14 @@ def build(settings: Settings, data: Odir) -> mmfusion.CMML:
 
 def main(settings: Settings) -> None:
     """Read, train, evaluate, print and write."""
+    if settings.predict:
+        trained = restored(settings, "predict", "images")
+        patients = odir_patients(settings.predict, Reading.load(settings.out), settings.images)
+        return predict_new(build(trained, patients), patients, settings.out)
     state = join_processes()
     say = print if state.is_main_process else (lambda *_: None)
+    if state.is_main_process:
+        check_folder(settings.out)
     with state.main_process_first():  # which writes the synthetic release
         data, split = read(settings)
     train, test = data["train"], data["test"]
@@ -149,8 +162,8 @@ def main(settings: Settings) -> None:
             say(f"{name}: row {photo.row}, {photo.column} {photo.file} {photo.reason}: missing")
     about = {"title": f"CMML, {kind}, test split", "synthetic": test.is_synthetic}
     if state.is_main_process:
-        settings.out.mkdir(parents=True, exist_ok=True)
         about["split_sha256"] = save_split(settings.out / "split.json", split)
+        train.reading().save(settings.out)
         config = {"settings": asdict(settings), "versions": reporting.versions(), **about}
         reporting.write_json(settings.out / "config.json", config)
     model = build(settings, train)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import predictions
 import pytest
 
 from mmfusion.evaluation import MissingnessReport
@@ -16,8 +17,10 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "cmml_men.py"
 TINY = ("--size", 16, 16, 8, "--dim", 8, "--num-heads", 2, "--num-tokens", 2, "--epochs", 1)
 
 
-def run(out: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLE), "--out", str(out), *map(str, (*TINY, *arguments))]
+def run(
+    out: Path, *arguments: Any, tiny: tuple[Any, ...] = TINY
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLE), "--out", str(out), *map(str, (*tiny, *arguments))]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -46,6 +49,16 @@ def test_three_classes_from_a_saved_split(cohort: Path, tmp_path: Path) -> None:
     rows = (cohort / "splits" / "1.csv").read_text().split()[1:]
     split = load_split(out / "split.json", [row.split(",")[0] for row in rows])
     assert sorted(f"{one},{name}" for name, part in split.items() for one in part) == sorted(rows)
+
+    table = cohort / "table.csv"
+    ids = [line.split(",")[0] for line in table.read_text().splitlines()[1:]]
+    ended = run(out, "--predict", table, tiny=())
+    assert ended.returncode == 0, ended.stderr
+    predictions.assert_as_reported(out, ids.__getitem__)
+    ended = run(out, "--predict", table)
+    assert "60 patients, 0 of them now" in ended.stdout, ended.stderr
+    ended = run(out, "--predict", table, "--dim", 16)
+    assert "dim=16, and the run in" in ended.stderr
 
 
 def test_two_classes_in_a_fold(cohort: Path, tmp_path: Path) -> None:

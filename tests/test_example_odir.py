@@ -1,11 +1,13 @@
 """The ODIR example, tiny: it ends, and writes what it says."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import predictions
 import pytest
 
 from mmfusion.evaluation import MissingnessReport
@@ -37,6 +39,7 @@ def test_it_says_synthetic_and_writes_all_files(done: tuple[Path, str]) -> None:
         "config.json",
         "history.json",
         "metrics.json",
+        "reading.json",
         "report.html",
         "report.png",
         "split.json",
@@ -73,3 +76,14 @@ def test_the_same_seed_gives_the_same_metrics(done: tuple[Path, str]) -> None:
     ended = run(again, "--preset", "small")
     assert ended.returncode == 0, ended.stderr
     assert (again / "metrics.json").read_bytes() == (out / "metrics.json").read_bytes()
+
+
+def test_new_patients_are_predicted_from_the_folder(done: tuple[Path, str], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(done[0], tmp_path / "moved"))
+    table = done[0].parent / "odir-synthetic-200" / "full_df.csv"
+    command = [sys.executable, str(EXAMPLE), "--out", str(out), "--predict", str(table)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    rows = predictions.assert_as_reported(out, str)
+    assert len(rows) == len(patient_ids(table))
+    assert any(row["synthesised"] for row in rows.values())

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import predictions
 import pytest
 from safetensors import safe_open
 from transformers import ResNetConfig
@@ -17,6 +18,7 @@ from mmfusion.missingness import PatternSet
 from mmfusion.recipes.derm7pt_synthetic import write_synthetic_release
 from mmfusion.recipes.plan import Plan
 
+DRAWN = "derm7pt-synthetic-60"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -79,6 +81,9 @@ def test_cmml_derm7pt(tmp_path: Path) -> None:
     assert [patterns.hash for patterns in drawn.values()] == hashes
     with safe_open(out / "checkpoints/cmml/best.safetensors", framework="pt") as weights:
         assert any("memory" in key for key in weights.keys())
+    said = run("cmml_derm7pt.py", "--out", out, "--predict", tmp_path / DRAWN / "meta/meta.csv")
+    assert "60 patients, 60 of them now; of these 0 have" in said
+    predictions.assert_as_reported(out, lambda row: str(row + 1))
 
 
 def test_cmml_derm7pt_criteria_with_a_named_backbone_and_a_broken_photo(
@@ -119,5 +124,15 @@ def test_cmml_derm7pt_criteria_with_a_named_backbone_and_a_broken_photo(
     derm7pt.main(settings)
     again = MissingnessReport.from_json(tmp_path / "run/metrics.json")
     assert again.table() == report.table()
+    derm7pt.main(derm7pt.Settings(out=tmp_path / "run", predict=root / "meta/meta.csv"))
+    rows = predictions.read(tmp_path / "run")
+    assert sum(damaged.name in row["error"] for row in rows.values()) == 1
+    assert rows["1"]["predicted"].count("=") == 7
+    with pytest.raises(ValueError, match=r"target='diagnosis5', and the run .*Leave out target"):
+        derm7pt.main(
+            derm7pt.Settings(
+                out=tmp_path / "run", predict=root / "meta/meta.csv", target="diagnosis5"
+            )
+        )
     resumed = json.loads((tmp_path / "run/config.json").read_text())
     assert resumed["settings"]["resume"] is True

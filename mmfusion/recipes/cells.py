@@ -1,7 +1,7 @@
 """Cells of a table as numbers: one-hot blocks and standardised columns, learned from training."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class TableCoding:
     def __init__(
         self, rows: Sequence[Row], *, categorical: Sequence[str] = (), numeric: Sequence[str] = ()
     ) -> None:
-        self.values: dict[str, list[str]] = {}
+        self.values: dict[str, Sequence[str]] = {}
         self.scales: dict[str, tuple[float, float]] = {}
         for column in (*categorical, *numeric):
             cells = [row[column] for row in rows if row[column]]
@@ -69,10 +69,32 @@ class TableCoding:
                     f"column {column!r} holds {cells[:3]} in the {len(rows)} training rows: an "
                     "input column tells something. Leave it out of the layout."
                 )
+        self._name_features()
+
+    def _name_features(self) -> None:
         self.feature_names = (
             *(f"{column}={value}" for column, values in self.values.items() for value in values),
             *self.scales,
         )
+
+    def kept(self) -> dict[str, Any]:
+        """What ``restored`` takes: plain data, which JSON holds exactly."""
+        return {"values": self.values, "scales": self.scales}
+
+    @classmethod
+    def restored(cls, kept: Mapping[str, Any]) -> "TableCoding":
+        """The coding that ``kept`` is of.
+
+        Example:
+            >>> coding = TableCoding([{"age": "40"}, {"age": "60"}], numeric=["age"])
+            >>> TableCoding.restored(coding.kept()).encode({"age": "70"})[0].tolist()
+            [2.0]
+        """
+        coding = cls([])
+        coding.values.update(kept["values"])
+        coding.scales.update(kept["scales"])
+        coding._name_features()
+        return coding
 
     def encode(self, row: Row) -> tuple[Tensor, list[BadCell]]:
         """The numbers of a row, NaN where a cell is blank or bad, and the bad cells.

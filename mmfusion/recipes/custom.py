@@ -5,22 +5,23 @@ A TOML file says where everything is, so that nothing has to be programmed; see 
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmfusion.recipes.cells import TableCoding
+from mmfusion.recipes.custom_files import read_modality, width_of
 from mmfusion.recipes.custom_layout import Case, CustomLayout, deal, read_cases
-from mmfusion.recipes.images import check_choice, check_size, read_photo, transformed
-from mmfusion.recipes.men import Broken
+from mmfusion.recipes.images import check_choice, check_size, transformed
 from mmfusion.recipes.men_table import SPLITS, check_split
+from mmfusion.recipes.men_volumes import Broken
+from mmfusion.recipes.reading import Reading
 from mmfusion.recipes.synthetic import MARKER
-from mmfusion.recipes.volume_inputs import Size, check_settings, crop, normalise
-from mmfusion.recipes.volumes import centre_box, read_volume
+from mmfusion.recipes.volume_inputs import Size, check_settings
 
 
 class Custom(Dataset[dict[str, Any]]):
@@ -106,7 +107,7 @@ class Custom(Dataset[dict[str, Any]]):
         self.shapes: dict[str, tuple[int, ...]] = {
             **dict.fromkeys(self.layout.photos, (3, *self.image_size)),
             **dict.fromkeys(self.layout.volumes, (1, *volume_size)),
-            **{name: (_width(name, cases),) for name in self.layout.vectors},
+            **{name: (width_of(name, cases),) for name in self.layout.vectors},
         }
         self._set_tables([cases[row] for row in chosen["train"]])
         self._set_files()
@@ -120,10 +121,11 @@ class Custom(Dataset[dict[str, Any]]):
 
     def _set_tables(self, train: Sequence[Case]) -> None:
         self.tables: dict[str, Tensor] = {}
+        self.codings: dict[str, TableCoding] = {}
         self.feature_names: dict[str, tuple[str, ...]] = {}
         self.broken: tuple[Broken, ...] = ()
         for name, columns in self.layout.tables.items():
-            coding = TableCoding([case.cells for case in train], **columns)
+            coding = self.codings[name] = TableCoding([case.cells for case in train], **columns)
             coded = [coding.encode(case.cells) for case in self.cases]
             self.tables[name] = torch.stack([values for values, _ in coded])
             self.feature_names[name] = coding.feature_names
@@ -146,21 +148,24 @@ class Custom(Dataset[dict[str, Any]]):
         values, broken = {}, []
         for name, file in case.files.items():
             try:
-                values[name] = self._read(name, file)
+                shape = self.shapes[name]
+                values[name] = read_modality(self.root, file, name, self.layout, shape)
             except ValueError as error:
                 broken.append(Broken(case.id, name, str(file), str(error)))
         return values, broken
 
-    def _read(self, name: str, file: Path) -> Tensor:
-        if name in self.layout.photos:
-            return read_photo(self.root, str(file), self.image_size)
-        if name in self.layout.volumes:
-            volume = read_volume(file)
-            return normalise(crop(volume, centre_box(volume, (np.inf,) * 3), self.volume_size))
-        vector = read_vector(file)
-        if vector.shape != self.shapes[name]:
-            raise ValueError(f"has {len(vector)} numbers, and the first one {self.shapes[name][0]}")
-        return vector
+    def reading(self) -> Reading:
+        """What it takes to read new cases as these."""
+        kept = {name: coding.kept() for name, coding in self.codings.items()}
+        return Reading(
+            self.names,
+            self.shapes,
+            self.class_names,
+            self.feature_names,
+            dict(zip(map(str, self.sample_ids.tolist()), self.ids, strict=True)),
+            {"layout": asdict(self.layout), "tables": kept},
+            self.is_synthetic,
+        )
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -179,47 +184,3 @@ class Custom(Dataset[dict[str, Any]]):
             "labels": int(self.labels[index]),
             "sample_ids": int(self.sample_ids[index]),
         }
-
-
-def read_vector(path: Path) -> Tensor:
-    """Read a ``.npy`` file with one vector of finite numbers.
-
-    Args:
-        path: The file.
-
-    Shape:
-        - result: ``(F,)``, float32
-
-    Raises:
-        ValueError: With the reason alone; the caller knows the case.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     np.save(Path(folder, "ecg.npy"), np.arange(3))
-        ...     read_vector(Path(folder, "ecg.npy"))
-        tensor([0., 1., 2.])
-    """
-    try:
-        array = np.load(path, allow_pickle=False)
-        vector = torch.from_numpy(np.asarray(array, np.float32))
-    except (OSError, EOFError, ValueError, TypeError) as error:
-        raise ValueError(f"cannot be read as numbers ({error})") from None
-    if vector.ndim != 1 or not vector.isfinite().all():
-        raise ValueError(f"has shape {tuple(vector.shape)} or NaN: one vector of finite numbers")
-    return vector
-
-
-def _width(name: str, cases: Sequence[Case]) -> int:
-    """Numbers in the first vector of a modality that can be read."""
-    reasons = []
-    for case in cases:
-        if name in case.files:
-            try:
-                return len(read_vector(case.files[name]))
-            except ValueError as error:
-                reasons.append(f"{case.files[name]} {error}")
-    raise ValueError(
-        f"vectors: no file of {name!r} can be read ({reasons[0]}): each holds one vector. Save "
-        "them with numpy.save, or leave the modality out of the layout."
-    )

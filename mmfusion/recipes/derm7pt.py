@@ -29,6 +29,7 @@ from mmfusion.recipes.images import (
     transformed,
 )
 from mmfusion.recipes.images import random_flips as random_flips
+from mmfusion.recipes.reading import Reading
 from mmfusion.recipes.synthetic import MARKER
 
 PHOTOS = ("clinic", "derm")
@@ -171,6 +172,13 @@ class Derm7pt(Dataset[dict[str, Any]]):
         )
         for case, photo in reasons:
             self.present[case, photo] = False
+
+    def reading(self) -> Reading:
+        """What it takes to read new cases as these."""
+        ids = {str(row): str(row + 1) for row in self.sample_ids.tolist()}  # its case_num
+        classes = self.tasks if len(self.tasks) > 1 else self.class_names
+        about = (self.names, self.shapes, classes, self.feature_names)
+        return Reading(*about, ids, {}, self.is_synthetic)
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -6,11 +6,10 @@ our design; another one is a small TOML file away, and BraTS meningioma comes re
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,25 +18,10 @@ from mmfusion.recipes.cells import TableCoding
 from mmfusion.recipes.images import check_choice, transformed
 from mmfusion.recipes.men_layout import MEN_LAYOUT, Layout
 from mmfusion.recipes.men_table import SPLITS, Patient, check_split, read_patients, read_split
+from mmfusion.recipes.men_volumes import Broken, VolumeReader, value_of
+from mmfusion.recipes.reading import Reading
 from mmfusion.recipes.synthetic import MARKER
-from mmfusion.recipes.volume_inputs import Size, cached, check_settings, prepare
-from mmfusion.recipes.volumes import centre_box, read_volume, tumour_box
-
-
-class Broken(NamedTuple):
-    """A file or cell that cannot be read.
-
-    Attributes:
-        patient_id: As the table spells it.
-        column: A volume, ``"tumour"``, or a column of the table.
-        value: The file, or what the cell holds.
-        reason: Why it cannot be read.
-    """
-
-    patient_id: str
-    column: str
-    value: str
-    reason: str
+from mmfusion.recipes.volume_inputs import Size, check_settings
 
 
 class Men(Dataset[dict[str, Any]]):
@@ -155,7 +139,7 @@ class Men(Dataset[dict[str, Any]]):
             )
 
     def _set_table(self, train: Sequence[Patient]) -> None:
-        coding = TableCoding(
+        self.coding = coding = TableCoding(
             [patient.cells for patient in train],
             categorical=self.layout.categorical,
             numeric=self.layout.numeric,
@@ -173,8 +157,9 @@ class Men(Dataset[dict[str, Any]]):
         self.shapes |= {"table": (len(self.feature_names),)} if "table" in self.names else {}
 
     def _set_volumes(self) -> None:
+        load = VolumeReader(self.layout, self.size, self.clip, self.margin, self.cache)
         with ThreadPoolExecutor() as pool:  # decompressing and resampling release the GIL
-            results = list(pool.map(self._load, self.patients))
+            results = list(pool.map(load, self.patients))
         self.volumes = [volumes for volumes, _ in results]
         self.broken += tuple(broken for _, found in results for broken in found)
         lost = {broken.patient_id for broken in self.broken if broken.column == "tumour"}
@@ -191,42 +176,24 @@ class Men(Dataset[dict[str, Any]]):
             known = ~self.table.isnan().all(1, keepdim=True)
             self.present = torch.cat([self.present, known], dim=1)
 
-    def _load(self, patient: Patient) -> tuple[dict[str, Tensor | Path], list[Broken]]:
-        """The volumes of a patient, or where they are cached, and what is broken of them."""
-        broken: list[Broken] = []
-        volumes: dict[str, Tensor | Path] = {}
-        box = patient.box
-        if box is not None:
-            box = box + np.array([[-self.margin], [self.margin]])
-        elif patient.tumour is not None:
-            try:
-                make = partial(self._tumour_box, patient.tumour)
-                box = _value(self._keep(make, patient.tumour, "tumour", self.margin)).numpy()
-            except ValueError as error:
-                broken.append(Broken(patient.patient_id, "tumour", str(patient.tumour), str(error)))
-        for name, file in patient.files.items():
-            try:
-                box = centre_box(read_volume(file)) if box is None else box
-                make = partial(prepare, file, box, self.size, self.clip)
-                volumes[name] = self._keep(make, file, box.tolist(), self.size, self.clip)
-            except ValueError as error:
-                broken.append(Broken(patient.patient_id, name, str(file), str(error)))
-        return volumes, broken
-
-    def _tumour_box(self, path: Path) -> Tensor:
-        box = tumour_box(path, labels=self.layout.tumour_labels, margin=self.margin)
-        return torch.from_numpy(box)
-
-    def _keep(self, make: Callable[[], Tensor], source: Path, *about: Any) -> Tensor | Path:
-        if self.cache is None or not source.is_file():  # make() says so
-            return make()
-        return cached(make, self.cache, source, (*about, *self.layout.tumour_labels))
+    def reading(self) -> Reading:
+        """What it takes to read new patients as these."""
+        about = {"layout": asdict(self.layout), "table": self.coding.kept()}
+        return Reading(
+            self.names,
+            self.shapes,
+            self.class_names,
+            self.feature_names,
+            dict(zip(map(str, self.sample_ids.tolist()), self.patient_ids, strict=True)),
+            about | {"clip": self.clip, "margin": self.margin},
+            self.is_synthetic,
+        )
 
     def __len__(self) -> int:
         return len(self.patients)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        volumes = {name: _value(volume) for name, volume in self.volumes[index].items()}
+        volumes = {name: value_of(volume) for name, volume in self.volumes[index].items()}
         volumes = transformed(volumes, self.transform)
         values = volumes | {"table": self.table[index]}
         return {
@@ -234,7 +201,3 @@ class Men(Dataset[dict[str, Any]]):
             "labels": int(self.labels[index]),
             "sample_ids": int(self.sample_ids[index]),
         }
-
-
-def _value(kept: Tensor | Path) -> Tensor:
-    return kept if isinstance(kept, Tensor) else torch.from_numpy(np.load(kept))

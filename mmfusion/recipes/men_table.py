@@ -194,7 +194,7 @@ def _patient(root: Path, row: dict[str, str], layout: Layout) -> Patient:
         {column: row[column] for column in (*layout.categorical, *layout.numeric)},
         {name: file for name, file in files.items() if file is not None},
         find_file(root, layout.tumour, row) if layout.tumour else None,
-        _box(row, layout),
+        box_of(row, layout),
     )
 
 
@@ -218,7 +218,12 @@ def find_file(root: Path, place: str, row: dict[str, str]) -> Path | None:
     return root / found[0] if found else None
 
 
-def _box(row: dict[str, str], layout: Layout) -> NDArray[np.float64] | None:
+def box_of(row: dict[str, str], layout: Layout) -> NDArray[np.float64] | None:
+    """The tumour box in the columns of a row, ``(2, 3)`` in mm; None where they are blank.
+
+    Raises:
+        ValueError: If they hold something else.
+    """
     cells = [row[column] for column in layout.box]
     if not any(cells):
         return None

@@ -28,6 +28,7 @@ from mmfusion.recipes.odir_format import (
     find_table,
     read_patients,
 )
+from mmfusion.recipes.reading import Reading
 from mmfusion.recipes.synthetic import MARKER
 
 NAN = float("nan")
@@ -129,7 +130,7 @@ class Odir(Dataset[dict[str, Any]]):
     ) -> None:
         check_choice("on_broken", on_broken, ("raise", "missing"))
         self.image_size = check_size(image_size)
-        self.transform = transform
+        self.transform, self.placeholder_age = transform, placeholder_age
         table = find_table(root)
         self.is_synthetic = (table.parent / MARKER).is_file()
         patients = {patient.id: patient for patient in read_patients(table)}
@@ -145,7 +146,9 @@ class Odir(Dataset[dict[str, Any]]):
         self.sample_ids = torch.tensor([each.id for each in chosen], dtype=torch.int64)
         self.labels = torch.tensor([each.labels for each in chosen]).float().reshape(-1, 8)
         self.class_counts = self.labels.sum(0).long()
-        self.table = torch.tensor([_cells(each, placeholder_age) for each in chosen]).reshape(-1, 3)
+        self.table = torch.tensor([cells_of(each, placeholder_age) for each in chosen]).reshape(
+            -1, 3
+        )
         photo = (3, *self.image_size)
         self.shapes = {"left": photo, "right": photo, "table": (len(self.feature_names),)}
         self._set_photos(chosen)
@@ -173,6 +176,13 @@ class Odir(Dataset[dict[str, Any]]):
             for (case, photo), reason in reasons.items()
         )
 
+    def reading(self) -> Reading:
+        """What it takes to read new patients as these."""
+        ids = {str(number): str(number) for number in self.sample_ids.tolist()}
+        coding = {"placeholder_age": self.placeholder_age}
+        about = (self.names, self.shapes, self.class_names, self.feature_names)
+        return Reading(*about, ids, coding, self.is_synthetic)
+
     def __len__(self) -> int:
         return len(self.sample_ids)
 
@@ -191,7 +201,12 @@ class Odir(Dataset[dict[str, Any]]):
         }
 
 
-def _cells(patient: Patient, placeholder_age: int | None) -> list[float]:
-    """Age and sex as numbers; fixed units, so that no statistics of a split are needed."""
+def cells_of(patient: Patient, placeholder_age: int | None) -> list[float]:
+    """Age and sex as numbers; fixed units, so that no statistics of a split are needed.
+
+    Example:
+        >>> cells_of(Patient(7, 0, 70, "Male", (), ()), placeholder_age=1)
+        [1.0, 0.0, 1.0]
+    """
     age = NAN if patient.age in (None, placeholder_age) else (patient.age - 60) / 10
     return [age, *(float(patient.sex == sex) if patient.sex else NAN for sex in SEXES)]

@@ -1,4 +1,4 @@
-"""What a script does once it has data and a model: train, evaluate, print and write."""
+"""What a script does once it has data and a model: train, evaluate, write; or predict."""
 
 import functools
 import time
@@ -14,6 +14,9 @@ from mmfusion.evaluation import diagnose, evaluate
 from mmfusion.presence import collate
 from mmfusion.recipes import reporting
 from mmfusion.recipes.plan import Plan
+from mmfusion.recipes.predict import Member, predict
+from mmfusion.recipes.reading import Patients
+from mmfusion.recipes.restoring import take_best
 from mmfusion.recipes.training import fit
 
 
@@ -96,3 +99,22 @@ def run(
     reporting.write_json(folder / "history.json", {"epochs": history, "seconds": seconds})
     print(f"\n{about['title']}\n{report.table()}\n")
     print(f"wrote {folder}/report.html and metrics.json after {seconds} s of training and scoring")
+
+
+def predict_new(model: nn.Module, patients: Patients, out: Path, checkpoints: str = "") -> None:
+    """Predict new patients with what a run selected, into ``predictions.csv`` beside its report.
+
+    Args:
+        model: Built as the run's.
+        patients: As the run read its own.
+        out: The folder of the run.
+        checkpoints: Folder below ``out/checkpoints``.
+    """
+    path = out / "predictions.csv"
+    found = predict([Member(take_best(model, out / "checkpoints" / checkpoints), patients)], path)
+    if patients.reading.is_synthetic:
+        print("SYNTHETIC: the model was trained on drawn data, its predictions mean nothing")
+    print(
+        f"wrote {path}: {found.patients} patients, {found.new} of them now, "
+        f"{found.errors} of these with an error, which their row tells"
+    )

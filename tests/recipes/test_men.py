@@ -286,8 +286,9 @@ def test_a_cache_gives_the_same_and_is_not_made_twice(
     files = sorted((tmp_path / "cache").iterdir())
     maps = len(cached) - len(cached.uncut)
     assert len(files) == int(cached.present[:, :3].sum()) + maps
-    monkeypatch.setattr("mmfusion.recipes.men.prepare", lambda *_: pytest.fail("made again"))
-    monkeypatch.setattr("mmfusion.recipes.men.tumour_box", lambda *_: pytest.fail("made again"))
+    for name in ("prepare", "tumour_box"):
+        made = f"mmfusion.recipes.men_volumes.{name}"
+        monkeypatch.setattr(made, lambda *_: pytest.fail("made again"))
     again = read(written, "valid", cache=tmp_path / "cache")
     assert sorted((tmp_path / "cache").iterdir()) == files
     for i in range(len(plain)):

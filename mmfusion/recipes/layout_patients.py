@@ -1,0 +1,134 @@
+"""New patients of data that a layout describes; labels are not looked at."""
+
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from mmfusion.recipes.cells import Row, TableCoding
+from mmfusion.recipes.custom_files import read_modality
+from mmfusion.recipes.custom_layout import CustomLayout
+from mmfusion.recipes.men_layout import Layout
+from mmfusion.recipes.men_table import Patient, box_of, find_file
+from mmfusion.recipes.men_volumes import VolumeReader, value_of
+from mmfusion.recipes.patient_rows import (
+    add_table,
+    columns_of,
+    naming,
+    open_table,
+    read_each,
+)
+from mmfusion.recipes.reading import Found, Patients, Reading
+
+
+def custom_patients(table: str | Path, reading: Reading) -> Patients:
+    """New cases in the layout that a run was trained with.
+
+    Labels, groups and splits are not looked at. Files lie in the folder of the table as those of
+    the training did in the folder of the layout.
+
+    Args:
+        table: CSV, Parquet or xlsx.
+        reading: Of the run.
+
+    Raises:
+        ValueError: If the table cannot be read or lacks a column, or an id is blank or repeated.
+
+    Example:
+        >>> import tempfile
+        >>> from mmfusion.recipes.custom import Custom
+        >>> from mmfusion.recipes.custom_synthetic import write_synthetic_custom
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     toml = write_synthetic_custom(folder, num_cases=40)
+        ...     train = Custom(toml, "train", image_size=16, volume_size=(8, 8, 8))
+        ...     patients = custom_patients(toml.parent / "table.csv", train.reading())
+        ...     sorted(patients[0]["inputs"])
+        ['clinic', 'photo', 'scan', 'signal']
+    """
+    layout = CustomLayout(**reading.coding["layout"])
+    columns = [layout.id, *layout.cells, *columns_of(layout.files.values())]
+    root, rows, sha256 = open_table(table, layout.table, columns)
+    codings = {n: TableCoding.restored(kept) for n, kept in reading.coding["tables"].items()}
+
+    def value(row: Row, name: str, place: str) -> Tensor | None:
+        file = find_file(root, place, dict(row))
+        if file is None:
+            return None
+        make = partial(read_modality, root, file, name, layout, reading.shapes[name])
+        found = naming(file, make)
+        return found.float() / 255 if name in layout.photos else found
+
+    def read(index: int) -> Found:
+        row = rows[index]
+        files = layout.files.items()
+        found = read_each({name: partial(value, row, name, place) for name, place in files})
+        for name, coding in codings.items():
+            add_table(found, name, coding, row)
+        return found
+
+    ids = [row[layout.id] for row in rows]
+    return Patients(reading, ids, read, layout=layout, sha256=sha256)
+
+
+def men_patients(table: str | Path, reading: Reading, cache: Path | None = None) -> Patients:
+    """New patients of a cohort, in the layout that a run was trained with; as ``custom_patients``.
+
+    Where the layout names label maps or boxes, and a patient lacks one, the middle of the first
+    volume is taken, and ``error`` says so.
+
+    Args:
+        table: CSV, Parquet or xlsx.
+        reading: Of the run.
+        cache: Folder for prepared volumes, as for ``Men``.
+
+    Raises:
+        ValueError: If the table cannot be read or lacks a column, or an id is blank or repeated.
+
+    Example:
+        >>> import tempfile
+        >>> from mmfusion.recipes.men import Men
+        >>> from mmfusion.recipes.men_synthetic import write_synthetic_men
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = write_synthetic_men(folder, num_patients=30, shape=(12, 12, 8))
+        ...     reading = Men(root, "train", size=(16, 16, 8)).reading()
+        ...     patients = men_patients(root / "table.csv", reading)
+        ...     list(patients[0]["inputs"]), patients[0]["error"]
+        (['ce_t1', 'ce_t2_flair', 'adc', 'table'], '')
+    """
+    coding = reading.coding
+    layout = Layout(**coding["layout"])
+    cells = [*layout.categorical, *layout.numeric]
+    places = columns_of([*layout.volumes.values(), layout.tumour])
+    columns = [layout.patient_id, *cells, *layout.box, *places]
+    root, rows, sha256 = open_table(table, layout.table, columns)
+    size = reading.shapes[next(iter(layout.volumes))][1:]
+    load = VolumeReader(layout, size, coding["clip"], coding["margin"], cache)  # type: ignore[arg-type]
+    of_table = TableCoding.restored(coding["table"])
+
+    def read(index: int) -> Found:
+        row = rows[index]
+        find = {
+            name: partial(find_file, root, place, row) for name, place in layout.volumes.items()
+        }
+        files, problems = read_each(find)
+        here = {name: file for name, file in files.items() if file is not None}
+        maps, lost = read_each({"tumour": partial(_map_of, root, layout, row)})
+        boxes, wrong = read_each({"box": partial(box_of, row, layout)})
+        tumour, box = maps.get("tumour"), boxes.get("box")
+        patient = Patient(row[layout.patient_id], "", {}, here, tumour, box)
+        volumes, broken = load(patient)
+        problems += [*lost, *wrong, *(f"{one.column}: {one.reason}" for one in broken)]
+        uncut = box is None and (tumour is None or "tumour" in [one.column for one in broken])
+        if here and uncut and (layout.tumour or layout.box):
+            problems.append("tumour: no box, so that the middle of the first volume was taken")
+        inputs: dict[str, Tensor | None] = {n: value_of(kept) for n, kept in volumes.items()}
+        if "table" in reading.names:
+            add_table((inputs, problems), "table", of_table, row)
+        return inputs, problems
+
+    ids = [row[layout.patient_id] for row in rows]
+    return Patients(reading, ids, read, layout=layout, sha256=sha256)
+
+
+def _map_of(root: Path, layout: Layout, row: dict[str, str]) -> Path | None:
+    return find_file(root, layout.tumour, row) if layout.tumour else None
