@@ -9,8 +9,8 @@ aligned. ``:1600`` takes the first 1600 rows for training, else 70 % at random, 
 random stays if all would go; splits and patterns depend on data and seed alone, so that all methods
 see the same. Every method goes through ``mmfusion.recipes.estimator`` with the same preprocessing,
 members, epochs, optimiser and hiding; ``late fusion`` and ``mean fill`` by logistic regression are
-the floor, their strength chosen by the same folds. "+ linear" mixes the estimator's linear
-evidence into a baseline.
+the floor, their strength chosen by the same folds. "+ shallow" mixes the estimator's linear models
+and forests into a baseline, as they are mixed into CMML.
 
 Results go to ``results.csv`` one by one: run it again to go on. ``table.md`` sums them up.
 """
@@ -42,16 +42,18 @@ from mmfusion import baselines
 from mmfusion.losses import task_loss
 from mmfusion.missingness import per_modality
 from mmfusion.presence import normalise
-from mmfusion.recipes.crossfit import Rows, folds
+from mmfusion.recipes.crossfit import Features, Rows, folds
 from mmfusion.recipes.estimator import CMMLClassifier
-from mmfusion.recipes.evidence import STRENGTHS, LinearEvidence
+from mmfusion.recipes.evidence import SHALLOW, LinearEvidence
 from mmfusion.recipes.features import FeatureScaler
 from mmfusion.recipes.reporting import versions, write_json
 
 FLOORS = ("late fusion (LR)", "mean fill (LR)")
 ABLATIONS: dict[str, dict] = {
-    "CMML, no linear evidence": {"linear": False},
-    "CMML, no evidence": {"linear": False, "options": {"evidence": None}},
+    "CMML, no forests": {"shallow": ("linear",)},
+    "CMML, no linear models": {"shallow": ("forest",)},
+    "CMML, networks alone": {"shallow": ()},
+    "CMML, fused vector alone": {"shallow": (), "options": {"evidence": None}},
     "CMML, no cascade": {"options": {"crta": None}},
     "CMML, one block": {"options": {"num_blocks": 1}},
     "CMML, no memory": {"options": {"memory": None}},
@@ -70,7 +72,7 @@ class Settings:
     data: tuple[str, ...] = ("digits", "breast_cancer")
     """Data sets; see above."""
     methods: tuple[str, ...] = METHODS
-    """Any of the default, of the ablations ("CMML, no memory"), or "<baseline> + linear"."""
+    """Any of the default, of the ablations ("CMML, no memory"), or "<baseline> + shallow"."""
     ablations: bool = False
     """Also every ablation of CMML."""
     rates: tuple[float, ...] = (0.3, 0.5, 0.7)
@@ -147,7 +149,7 @@ def run(job: Job, settings: Settings) -> dict:
         )
     else:
         method, _, mixed = job.method.partition(" + ")
-        about = ABLATIONS.get(method, {"linear": True} if mixed else {})
+        about = ABLATIONS.get(method, {"shallow": tuple(SHALLOW)} if mixed else {})
         model = CMMLClassifier(
             "CMML" if method in ABLATIONS else method,
             epochs=settings.epochs,
@@ -191,17 +193,17 @@ def floor(job, inputs, present, labels, test_inputs, test_present, settings):
         return {"all": torch.cat(filled, dim=1)}, torch.ones(len(seen), 1, dtype=torch.bool)
 
     scaled, seen = prepared(tensors, seen)
-    rows = Rows(scaled, seen, numbers)
+    rows = Rows(Features(scaled, scaled), seen, numbers)
     made = LinearEvidence({n: x.shape[1] for n, x in scaled.items()}, len(classes), "multiclass")
-    losses = dict.fromkeys(STRENGTHS, 0.0)
+    losses = dict.fromkeys(made.SETTINGS, 0.0)
     for kept, held in folds(rows, settings.num_members, "multiclass", job.seed):
-        for strength in STRENGTHS:
+        for strength in made.SETTINGS:
             part, left = rows[kept], rows[held]
-            found = made.fit(part.inputs, part.present, part.labels, strength)
-            loss = task_loss(found(left.inputs, left.present), left.labels, "multiclass")
+            found = made.fit(part.inputs.scaled, part.present, part.labels, strength)
+            loss = task_loss(found(left.inputs.scaled, left.present), left.labels, "multiclass")
             losses[strength] += float(loss) * len(held)
     best = min(losses, key=losses.__getitem__)
-    made.fit(rows.inputs, rows.present, rows.labels, best)
+    made.fit(scaled, rows.present, rows.labels, best)
     probabilities = made(*prepared(test, test_seen)).softmax(1)
     return probabilities.double().numpy(), {"linear_strength": best}
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = ["CMML", "ZeroFill", "late fusion (LR)", "mean fill (LR)", "ZeroFill + linear"]
+METHODS = ["CMML", "ZeroFill", "late fusion (LR)", "mean fill (LR)", "ZeroFill + shallow"]
 
 
 def run(out, *methods):

@@ -50,7 +50,7 @@ def test_a_toml_file_is_all_it_takes(tmp_path: Path) -> None:
         table.writeheader()
         table.writerows(cases)
     said = run("--out", tmp_path / "run", "--predict", ward / "table.csv")
-    assert "60 patients, 60 of them now; of these 1 have" in said
+    assert "60 patients, 60 of them now, 1 of these with" in said
     assert "SYNTHETIC: the model was trained on drawn data" in said
     rows = predictions.assert_as_reported(tmp_path / "run", lambda row: cases[row]["visit"])
     assert "ward='space' is not among" in rows[train[0]]["error"]

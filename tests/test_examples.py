@@ -82,7 +82,7 @@ def test_cmml_derm7pt(tmp_path: Path) -> None:
     with safe_open(out / "checkpoints/cmml/best.safetensors", framework="pt") as weights:
         assert any("memory" in key for key in weights.keys())
     said = run("cmml_derm7pt.py", "--out", out, "--predict", tmp_path / DRAWN / "meta/meta.csv")
-    assert "60 patients, 60 of them now; of these 0 have" in said
+    assert "60 patients, 60 of them now, 0 of these with" in said
     predictions.assert_as_reported(out, lambda row: str(row + 1))
 
 

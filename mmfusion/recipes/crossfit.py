@@ -1,7 +1,7 @@
 """An ensemble by cross-fitting: each member leaves a fold out, and the folds judge the mixture.
 
 Every row is predicted once by a member that never saw it. These predictions decide how strongly
-linear evidence is regularised and how much of it and of the fusion model goes into the mixture.
+shallow evidence is regularised and how much of it and of the fusion model goes into the mixture.
 """
 
 import copy
@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +20,7 @@ from torch import Generator, Tensor, nn
 
 from mmfusion.cmml import CMML
 from mmfusion.missingness import hide
-from mmfusion.recipes.evidence import STRENGTHS, LinearEvidence
-
-Features = Mapping[str, Tensor]
-
+from mmfusion.recipes.evidence import ForestEvidence, ShallowEvidence
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "multiclass": F.cross_entropy,
@@ -32,9 +29,20 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+class Features(NamedTuple):
+    """Modality to features: as they came, for forests, and scaled, for all else."""
+
+    raw: Mapping[str, Tensor]
+    scaled: Mapping[str, Tensor]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Features":
+        """All of them changed alike."""
+        return Features(*({name: change(x) for name, x in some.items()} for some in self))
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Training rows: scaled features, what is present, labels, and a number per group if any."""
+    """Training rows: features, what is present, labels, and a number per group if any."""
 
     inputs: Features
     present: Tensor
@@ -45,48 +53,56 @@ class Rows:
         return len(self.present)
 
     def __getitem__(self, rows: Tensor) -> "Rows":
-        inputs = {name: value[rows] for name, value in self.inputs.items()}
+        inputs = self.inputs.each(lambda x: x[rows])
         return Rows(inputs, self.present[rows], self.labels[rows])
 
 
 class Member(nn.Module):
-    """A trained model and linear evidence; weights make one prediction of what they say.
+    """A trained model and shallow evidence; weights make one prediction of what they say.
 
     CMML says two things, what its fused vector and what its modalities say; a baseline says one.
     """
 
     weights: Tensor
 
-    def __init__(self, model: nn.Module, linear: LinearEvidence | None) -> None:
+    def __init__(self, model: nn.Module, shallow: Mapping[str, ShallowEvidence]) -> None:
         super().__init__()
         self.model: Any = model
-        self.linear: Any = linear
+        self.shallow: Any = nn.ModuleDict(shallow)
         own = isinstance(model, CMML) and model.evidence is not None
-        self.kinds = ["fusion"] + ["evidence"] * own + ["linear"] * (linear is not None)
+        self.kinds = ["fusion"] + ["evidence"] * own + list(shallow)
         even = torch.full((len(self.kinds),), 1 / len(self.kinds), dtype=torch.float64)
         self.register_buffer("weights", even)
 
+    def own(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """What the model says of scaled features: as ``scores``, of its kinds."""
+        out = self.model(inputs, present=present)
+        if "evidence" not in self.kinds:
+            return self._stacked([out.logits])
+        return self._stacked([out.fused_logits, self.model.evidence.prior() + out.evidence.sum(1)])
+
+    def _stacked(self, said: list[Tensor]) -> Tensor:
+        scores = torch.stack(said, dim=2).double()
+        return scores.log_softmax(1) if self.model.target == "multiclass" else scores
+
+    def beside(self, inputs: Features, present: Tensor, own: Tensor) -> Tensor:
+        """Scores of all kinds, from what the model said."""
+        said = [each(_for(each, inputs), present) for each in self.shallow.values()]
+        return torch.cat([own, self._stacked(said)], dim=2) if said else own
+
     def scores(self, inputs: Features, present: Tensor) -> Tensor:
         """Log-probabilities (logits of labels, predictions) of each kind, ``(B, Y, kinds)``."""
-        out = self.model(inputs, present=present)
-        said = {"fusion": out.logits}
-        if "evidence" in self.kinds:
-            prior = self.model.evidence.prior()
-            said |= {"fusion": out.fused_logits, "evidence": prior + out.evidence.sum(1)}
-        if self.linear is not None:
-            said["linear"] = self.linear(inputs, present)
-        scores = torch.stack([said[kind] for kind in self.kinds], dim=2).double()
-        return scores.log_softmax(1) if self.model.target == "multiclass" else scores
+        return self.beside(inputs, present, self.own(inputs.scaled, present))
 
     def parts(self, inputs: Features, present: Tensor) -> Tensor:
         """What each modality adds on its own, as weighted: ``(B, M, Y)``."""
         weights = dict(zip(self.kinds, self.weights, strict=True))
         parts = torch.zeros((), device=self.weights.device)
         if "evidence" in weights:
-            out = self.model(inputs, present=present)
+            out = self.model(inputs.scaled, present=present)
             parts = parts + weights["evidence"] * out.evidence
-        if self.linear is not None:
-            parts = parts + weights["linear"] * self.linear.parts(inputs, present)
+        for kind, shallow in self.shallow.items():
+            parts = parts + weights[kind] * shallow.parts(_for(shallow, inputs), present)
         return parts
 
     def forward(self, inputs: Features, present: Tensor) -> Tensor:
@@ -95,6 +111,10 @@ class Member(nn.Module):
         if self.model.target == "multiclass":
             return mixed.softmax(1)
         return mixed.sigmoid() if self.model.target == "multilabel" else mixed
+
+
+def _for(shallow: ShallowEvidence, inputs: Features) -> Mapping[str, Tensor]:
+    return inputs.raw if isinstance(shallow, ForestEvidence) else inputs.scaled
 
 
 def folds(rows: Rows, num_folds: int, target: str, seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -156,7 +176,7 @@ def train(
             batch = rows[part]
             device = next(model.parameters()).device
             loss = model(
-                {n: F.dropout(x.to(device), input_dropout) for n, x in batch.inputs.items()},
+                {n: F.dropout(x.to(device), input_dropout) for n, x in batch.inputs.scaled.items()},
                 present=batch.present.to(device),
                 visible=hide(batch.present, hide_rate, generator).to(device),
                 labels=batch.labels.to(device),
@@ -169,6 +189,11 @@ def train(
             schedule.step()
         after_epoch()
     model.eval()
+
+
+def _say(kind: str, member: Member, inputs: Features, present: Tensor) -> Tensor:
+    shallow = member.shallow[kind]
+    return shallow(_for(shallow, inputs), present)
 
 
 @torch.no_grad()
@@ -194,29 +219,29 @@ def crossfit(
     def judged(score: Callable[[Member, Features, Tensor], Tensor]) -> Tensor:
         found = []
         for member, part in zip(members, held, strict=True):
-            batch, device = rows[part], member.weights.device
-            inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-            both = [score(member, inputs, p.to(device)) for p in (batch.present, further[part])]
+            batch, move = rows[part], functools.partial(Tensor.to, device=member.weights.device)
+            inputs = batch.inputs.each(move)
+            both = [score(member, inputs, move(p)) for p in (batch.present, further[part])]
             found.append(torch.stack(both, dim=1).flatten(0, 1).cpu())
         return torch.cat(found)
 
-    report: dict[str, Any] = {}
-    if members[0].linear is not None:
-        losses, states = {}, {}
-        for strength in STRENGTHS:
-            for member, (kept, _) in zip(members, parts, strict=True):
-                part = rows[kept]
-                member.linear.fit(part.inputs, part.present, part.labels, strength)
-            scores = judged(lambda member, inputs, present: member.linear(inputs, present))
-            alone = torch.ones(1, dtype=torch.float64)
-            losses[strength] = float(mixture_loss(scores.unsqueeze(2), labels, target, alone))
-            states[strength] = [copy.deepcopy(member.linear.state_dict()) for member in members]
-        best = min(losses, key=losses.__getitem__)
-        for member, state in zip(members, states[best], strict=True):
-            member.linear.load_state_dict(state)
-        report["linear_strength"] = best
+    report: dict[str, Any] = {"settings": {}}
+    alone = torch.ones(1, dtype=torch.float64)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        for kind, first in members[0].shallow.items():
+            losses, states = {}, {}
+            for setting in first.SETTINGS:
+                for member, (kept, _) in zip(members, parts, strict=True):
+                    part, shallow = rows[kept], member.shallow[kind]
+                    shallow.fit(_for(shallow, part.inputs), part.present, part.labels, setting)
+                scores = judged(functools.partial(_say, kind))
+                losses[setting] = float(mixture_loss(scores.unsqueeze(2), labels, target, alone))
+                states[setting] = [copy.deepcopy(m.shallow[kind].state_dict()) for m in members]
+            best = min(losses, key=losses.__getitem__)
+            for member, state in zip(members, states[best], strict=True):
+                member.shallow[kind].load_state_dict(state)
+            report["settings"][kind] = best
         scores = judged(functools.partial(as_an_ensemble, input_dropout=input_dropout))
     weights = mixture_weights(scores, labels, target)
     for member in members:
@@ -237,28 +262,26 @@ def as_an_ensemble(
     """Scores of a member as if it were several: averaged over passes with dropout on.
 
     A row is left out by one member alone, but answered by all. Networks gain much from being
-    averaged and linear models little, so that single members would be trusted too little.
+    averaged and shallow models little, so that single members would be trusted too little.
 
     References:
         Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016.
     """
-    plain = member.scores(inputs, present)
     target = member.model.target
     for module in member.model.modules():
         module.train(isinstance(module, nn.Dropout))
-    total = torch.zeros_like(plain)
+    total = torch.zeros(())
     for _ in range(passes):
-        dropped = {name: F.dropout(x, input_dropout) for name, x in inputs.items()}
-        scores = member.scores(dropped, present)
-        total += scores if target == "regression" else _probabilities(scores, target)
+        dropped = {name: F.dropout(x, input_dropout) for name, x in inputs.scaled.items()}
+        scores = member.own(dropped, present)
+        total = total + (scores if target == "regression" else _probabilities(scores, target))
     member.eval()
     mean = total / passes
     if target == "multiclass":
         mean = mean.clamp(min=1e-12).log()
     elif target == "multilabel":
         mean = mean.logit(eps=1e-12)
-    linear = torch.tensor([kind == "linear" for kind in member.kinds], device=mean.device)
-    return torch.where(linear, plain, mean)
+    return member.beside(inputs, present, mean)
 
 
 def _probabilities(scores: Tensor, target: str) -> Tensor:

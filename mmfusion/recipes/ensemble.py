@@ -1,8 +1,9 @@
 """What the estimators share: an ensemble of any method over scaled feature vectors."""
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -17,8 +18,8 @@ from mmfusion import baselines, layers
 from mmfusion.cmml import CMML
 from mmfusion.presence import normalise
 from mmfusion.recipes import checkpoint
-from mmfusion.recipes.crossfit import Member, Rows, crossfit, folds, train
-from mmfusion.recipes.evidence import LinearEvidence
+from mmfusion.recipes.crossfit import Features, Member, Rows, crossfit, folds, train
+from mmfusion.recipes.evidence import SHALLOW
 from mmfusion.recipes.features import FeatureScaler, as_tensors
 
 METHODS: dict[str, type[nn.Module]] = {
@@ -60,7 +61,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         dropout: float = 0.3,
         input_dropout: float = 0.2,
         num_components: int | None = 64,
-        linear: bool | None = None,
+        shallow: Sequence[str] | None = None,
         options: Mapping[str, Any] | None = None,
         device: str = "auto",
         random_state: int = 0,
@@ -75,7 +76,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         self.dropout = dropout
         self.input_dropout = input_dropout
         self.num_components = num_components
-        self.linear = linear
+        self.shallow = shallow
         self.options = options
         self.device = device
         self.random_state = random_state
@@ -120,7 +121,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
             )
         self.scaler_ = FeatureScaler(self.widths_, self.num_components).fit(tensors, seen)
         numbers = None if groups is None else np.unique(groups, return_inverse=True)[1]
-        rows = Rows(self.scaler_(tensors), seen, labels, numbers)
+        rows = Rows(Features(tensors, self.scaler_(tensors)), seen, labels, numbers)
         parts = folds(rows, self.num_members, self.target_, self.random_state)
         self.num_rows_ = [len(kept) for kept, _ in parts]
         device = self._device()
@@ -178,10 +179,9 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
             **{name: size for name, size in sizes.items() if name in taken}
             | dict(self.options or {}),
         )
-        use = method is CMML if self.linear is None else self.linear
-        return Member(
-            model, LinearEvidence(widths, self.num_outputs_, self.target_) if use else None
-        )
+        kinds = (SHALLOW if method is CMML else ()) if self.shallow is None else self.shallow
+        about = (widths, self.num_outputs_, self.target_)
+        return Member(model, {kind: SHALLOW[kind](*about) for kind in kinds})
 
     def _read(self, inputs: Mapping[str, Any], present: Any) -> tuple[dict[str, Tensor], Tensor]:
         names = tuple(self.widths_)
@@ -206,11 +206,10 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         """What each member answers, on the CPU."""
         check_is_fitted(self, "members_")
         tensors, seen = self._read(inputs, present)
-        answers = []
+        features, answers = Features(tensors, self.scaler_(tensors)), []
         for member in self.members_:
-            device = member.weights.device
-            scaled = {name: x.to(device) for name, x in self.scaler_(tensors).items()}
-            answers.append(ask(member, scaled, seen.to(device)).cpu())
+            move = functools.partial(Tensor.to, device=member.weights.device)
+            answers.append(ask(member, features.each(move), move(seen)).cpu())
         return answers
 
     def _predicted(self, inputs: Mapping[str, Any], present: Any) -> np.ndarray:
@@ -220,7 +219,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
     def transform(self, inputs: Mapping[str, Any], present: Any = None) -> np.ndarray:
         """The fused vectors of all members side by side, ``(rows, members * dim)``."""
         each = self._over_members(
-            inputs, present, lambda member, x, seen: member.model(x, present=seen).fused
+            inputs, present, lambda member, x, seen: member.model(x.scaled, present=seen).fused
         )
         return torch.cat(each, dim=1).numpy()
 
@@ -231,8 +230,8 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
             ValueError: If the method synthesises nothing.
         """
 
-        def ask(member: Member, x: Mapping[str, Tensor], seen: Tensor) -> Tensor:
-            out = member.model(x, present=seen)
+        def ask(member: Member, x: Features, seen: Tensor) -> Tensor:
+            out = member.model(x.scaled, present=seen)
             if out.synthesised is None:
                 raise ValueError(
                     f"method={self.method!r} synthesises nothing: only a method that guesses what "
@@ -251,10 +250,10 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         remembers = getattr(self.members_[0].model, "memory", None) is not None
 
         def ask(what: str) -> np.ndarray:
-            each = self._over_members(
-                inputs, present, lambda member, x, p: getattr(member.model(x, present=p), what)
-            )
-            return torch.stack(each).numpy()
+            def of(member: Member, x: Features, seen: Tensor) -> Tensor:
+                return getattr(member.model(x.scaled, present=seen), what)
+
+            return torch.stack(self._over_members(inputs, present, of)).numpy()
 
         evidence = None
         if len(self.members_[0].kinds) > 1:
@@ -270,7 +269,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "members_")
         about = {name: getattr(self, name) for name in self._KEPT}
         about |= {"class": type(self).__name__, "params": self.get_params()}
-        checkpoint.save(Path(path), self._state(), about)
+        checkpoint.save(Path(path), self._parts().state_dict(), about)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -291,11 +290,9 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         made.scaler_ = FeatureScaler(made.widths_, made.num_components)
         method, device = made._method(), made._device()
         made.members_ = [made._build(method, n).to(device).eval() for n in made.num_rows_]
-        for name, tensor in made._state().items():
-            tensor.copy_(tensors[name])
+        made._parts().load_state_dict(tensors)
         return made
 
-    def _state(self) -> dict[str, Tensor]:
-        """Every tensor of the fitted parts, by name; they are the parts' own."""
-        parts = {"scaler": self.scaler_} | {f"members.{i}": m for i, m in enumerate(self.members_)}
-        return {f"{p}.{k}": v for p, part in parts.items() for k, v in part.state_dict().items()}
+    def _parts(self) -> nn.Module:
+        """All that was fitted."""
+        return nn.ModuleDict({"scaler": self.scaler_, "members": nn.ModuleList(self.members_)})

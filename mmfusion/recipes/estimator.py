@@ -19,10 +19,11 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
     """Classify rows of feature vectors of which any may be missing: fit, predict, explain.
 
     An ensemble by cross-fitting: each of ``num_members`` models is trained without one fold, and
-    the rows left out decide how far to trust the fused vector, how far each modality's own
-    evidence, and how far plain linear evidence (``decisions_`` says what came out). Features are
-    standardised, and projected on principal components where wide, on observed training rows alone.
-    Rows outside ``fit`` decide nothing; the same ``random_state`` gives the same predictions.
+    the rows left out decide how far to trust the fused vector, each modality's own evidence, and
+    linear models and forests of each modality (``decisions_`` says what came out). Features are
+    standardised, and projected on principal components where wide, on observed training rows alone;
+    forests get them as they are. Rows outside ``fit`` decide nothing; the same ``random_state``
+    gives the same predictions.
 
     Args:
         method: ``"cmml"``, or the name of any class in ``mmfusion.baselines``; case and underscores
@@ -35,8 +36,9 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
         dropout: Inside the models.
         input_dropout: Of feature cells, in training.
         num_components: Most principal components of a modality; None keeps all columns.
-        linear: Mix in linear evidence (one regularised linear model per modality); None does so
-            for CMML alone.
+        shallow: Evidence of shallow models mixed in, ``"linear"`` (one regularised linear model per
+            modality) or ``"forest"`` (one forest of randomised trees); None is both for CMML and
+            neither for a baseline.
         options: More arguments for the method's constructor.
         device: ``"auto"`` takes a GPU if there is one.
         random_state: Seed of folds, weights, hiding and dropout.
@@ -44,7 +46,7 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
 
     Attributes:
         classes_: Sorted classes; label numbers for multi-label targets.
-        decisions_: Strength of the linear evidence, weights of fused vector, evidence and linear
+        decisions_: Settings of the shallow evidence, weights of fused vector, evidence and shallow
             evidence in the mixture, and the out-of-fold losses that decided.
 
     Shape:
@@ -64,10 +66,10 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
         >>> model.predict_proba({"photo": None, "table": inputs["table"]}).shape
         (60, 2)
         >>> sorted(model.decisions_["weights"])
-        ['evidence', 'fusion', 'linear']
+        ['evidence', 'forest', 'fusion', 'linear']
 
     References:
-        CMML: arXiv 2605.25968. Linear evidence, cross-fitting and the mixture are our design.
+        CMML: arXiv 2605.25968. Shallow evidence, cross-fitting and the mixture are our design.
     """
 
     _KEPT = ("widths_", "target_", "num_outputs_", "num_rows_", "decisions_", "labels_")

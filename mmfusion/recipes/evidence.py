@@ -1,24 +1,24 @@
-"""Linear evidence: one regularised linear model per modality, summed over those observed."""
+"""Shallow evidence: a linear model or a forest per modality, summed over those observed."""
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor, nn
 
-STRENGTHS = (0.01, 0.1, 1.0)  # inverse regularisation, scikit-learn's C
+from mmfusion.recipes.trees import Trees
 
 
-class LinearEvidence(nn.Module):
+class ShallowEvidence(nn.Module):
     """Sum what each observed modality says on its own: log-probabilities over the class prior.
 
-    With little data this is hard to beat, since each part has few, well-regularised weights; it
-    cannot see interactions between modalities. Nothing observed gives the prior. For regression the
-    observed modalities' predictions are averaged.
+    With little data this is hard to beat; it cannot see interactions between modalities. Nothing
+    observed gives the prior. For regression the observed modalities' predictions are averaged.
 
     Args:
         widths: Name to feature width.
@@ -28,44 +28,38 @@ class LinearEvidence(nn.Module):
     Shape:
         - ``inputs[name]``: ``(B, F)``; ``present``: ``(B, M)`` bool; result: ``(B, Y)``
 
-    Example:
-        >>> evidence = LinearEvidence({"lab": 1, "photo": 1}, 2, "multiclass")
-        >>> inputs = {"lab": torch.tensor([[-1.0], [1.0]]), "photo": torch.zeros(2, 1)}
-        >>> present = torch.ones(2, 2, dtype=torch.bool)
-        >>> _ = evidence.fit(inputs, present, torch.tensor([0, 1]), strength=1.0)
-        >>> evidence(inputs, present).argmax(1).tolist()
-        [0, 1]
-        >>> evidence(inputs, ~present).softmax(1)[0].tolist()
-        [0.5, 0.5]
-
     References:
         Late fusion by the product rule: Kittler et al., "On Combining Classifiers", TPAMI 1998.
     """
 
+    SETTINGS: tuple[float, ...]  # what ``fit`` may be told
+    models: Any
     prior: Tensor
     seen: Tensor
 
     def __init__(self, widths: Mapping[str, int], num_outputs: int, target: str) -> None:
         super().__init__()
         self.target = target
-        self.linear: Any = nn.ModuleList(nn.Linear(width, num_outputs) for width in widths.values())
         self.register_buffer("prior", torch.zeros(num_outputs))
         self.register_buffer("seen", torch.zeros(len(widths), num_outputs, dtype=torch.bool))
-        self.requires_grad_(False)
 
     def fit(
-        self, inputs: Mapping[str, Tensor], present: Tensor, labels: Tensor, strength: float
-    ) -> "LinearEvidence":
+        self, inputs: Mapping[str, Tensor], present: Tensor, labels: Tensor, setting: float
+    ) -> Self:
         """Fit each modality on the rows that have it; with none, or one class, it stays silent."""
         self.prior.copy_(self._prior(labels))
         self.seen.zero_()
-        for number, (linear, features) in enumerate(zip(self.linear, inputs.values(), strict=True)):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for number, features in enumerate(inputs.values()):
             rows = present[:, number].cpu()
-            if rows.any():
-                self._fit_one(number, features.cpu()[rows].numpy(), labels.cpu()[rows], strength)
+            self._fit_one(number, features.cpu()[rows].numpy(), labels.cpu()[rows], setting)
         return self
+
+    def _fit_one(self, number: int, features: np.ndarray, labels: Tensor, setting: float) -> None:
+        raise NotImplementedError
+
+    def _say(self, number: int, x: Tensor) -> Tensor:
+        """Unnormalised log-probabilities, logits, or predictions of one modality."""
+        return self.models[number](x)
 
     def _prior(self, labels: Tensor) -> Tensor:
         if self.target == "regression":
@@ -75,40 +69,9 @@ class LinearEvidence(nn.Module):
         counts = labels.bincount(minlength=len(self.prior)) + 1
         return (counts / counts.sum()).log()
 
-    def _fit_one(self, number: int, features: np.ndarray, labels: Tensor, strength: float) -> None:
-        linear = self.linear[number]
-        if self.target == "regression":
-            fitted = Ridge(alpha=1 / strength).fit(features, labels.numpy())
-            self._put(number, torch.arange(len(self.prior)), fitted.coef_, fitted.intercept_)
-            return
-        if self.target == "multiclass":
-            classes = labels.unique()
-            if len(classes) > 1:
-                fitted = _logistic(features, labels.numpy(), strength)
-                weight, bias = fitted.coef_, fitted.intercept_
-                if len(classes) == 2:  # one log-odds: the first class gets none of it
-                    weight, bias = np.vstack([0 * weight, weight]), np.r_[0, bias]
-                self._put(number, classes, weight, bias)
-            return
-        for label in range(linear.out_features):
-            if len(labels[:, label].unique()) > 1:
-                fitted = _logistic(features, labels[:, label].numpy(), strength)
-                self._put(number, torch.tensor([label]), fitted.coef_, fitted.intercept_)
-
-    def _put(self, number: int, outputs: Tensor, weight: np.ndarray, bias: np.ndarray) -> None:
-        linear = self.linear[number]
-        width = linear.in_features
-        linear.weight[outputs] = (
-            torch.from_numpy(weight).float().reshape(-1, width).to(linear.weight)
-        )
-        linear.bias[outputs] = torch.from_numpy(np.atleast_1d(bias)).float().to(linear.bias)
-        self.seen[number, outputs] = True
-
     def parts(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """What each modality adds, ``(B, M, Y)``: zero where it is absent or knows nothing."""
-        scores = torch.stack(
-            [linear(x) for linear, x in zip(self.linear, inputs.values(), strict=True)], dim=1
-        )
+        scores = torch.stack([self._say(m, x) for m, x in enumerate(inputs.values())], dim=1)
         if self.target == "multiclass":
             scores = torch.where(self.seen, scores, -torch.inf).log_softmax(2)
         counts = present.unsqueeze(2) & self.seen
@@ -120,6 +83,123 @@ class LinearEvidence(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Unnormalised log-probabilities, logits, or predictions."""
         return self.prior + self.parts(inputs, present).sum(1)
+
+
+class LinearEvidence(ShallowEvidence):
+    """One regularised linear model per modality: few weights, each well determined.
+
+    Arguments, shapes and sum are those of ``ShallowEvidence``; ``fit`` takes the inverse strength
+    of the regularisation, scikit-learn's ``C``, one of ``SETTINGS``.
+
+    Example:
+        >>> evidence = LinearEvidence({"lab": 1, "photo": 1}, 2, "multiclass")
+        >>> inputs = {"lab": torch.tensor([[-1.0], [1.0]]), "photo": torch.zeros(2, 1)}
+        >>> present = torch.ones(2, 2, dtype=torch.bool)
+        >>> _ = evidence.fit(inputs, present, torch.tensor([0, 1]), 1.0)
+        >>> evidence(inputs, present).argmax(1).tolist()
+        [0, 1]
+        >>> evidence(inputs, ~present).softmax(1)[0].tolist()
+        [0.5, 0.5]
+    """
+
+    SETTINGS = (0.01, 0.1, 1.0)
+
+    def __init__(self, widths: Mapping[str, int], num_outputs: int, target: str) -> None:
+        super().__init__(widths, num_outputs, target)
+        self.models = nn.ModuleList(nn.Linear(width, num_outputs) for width in widths.values())
+        self.requires_grad_(False)
+
+    def _fit_one(self, number: int, features: np.ndarray, labels: Tensor, setting: float) -> None:
+        linear = self.models[number]
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        if not len(features):
+            return
+        if self.target == "regression":
+            fitted = Ridge(alpha=1 / setting).fit(features, labels.numpy())
+            self._put(number, torch.arange(len(self.prior)), fitted.coef_, fitted.intercept_)
+            return
+        if self.target == "multiclass":
+            classes = labels.unique()
+            if len(classes) > 1:
+                fitted = _logistic(features, labels.numpy(), setting)
+                weight, bias = fitted.coef_, fitted.intercept_
+                if len(classes) == 2:  # one log-odds: the first class gets none of it
+                    weight, bias = np.vstack([0 * weight, weight]), np.r_[0, bias]
+                self._put(number, classes, weight, bias)
+            return
+        for label in range(linear.out_features):
+            if len(labels[:, label].unique()) > 1:
+                fitted = _logistic(features, labels[:, label].numpy(), setting)
+                self._put(number, torch.tensor([label]), fitted.coef_, fitted.intercept_)
+
+    def _put(self, number: int, outputs: Tensor, weight: np.ndarray, bias: np.ndarray) -> None:
+        linear = self.models[number]
+        width = linear.in_features
+        linear.weight[outputs] = (
+            torch.from_numpy(weight).float().reshape(-1, width).to(linear.weight)
+        )
+        linear.bias[outputs] = torch.from_numpy(np.atleast_1d(bias)).float().to(linear.bias)
+        self.seen[number, outputs] = True
+
+
+class ForestEvidence(ShallowEvidence):
+    """One forest of extremely randomised trees per modality: non-linear, and hard to overfit.
+
+    Arguments, shapes and sum are those of ``ShallowEvidence``; ``fit`` takes the fewest rows of a
+    leaf, and draws from torch's generator. Forests want features as they are: they look at one at a
+    time, so that scales do not matter and principal components would mix what they tell apart. What
+    they say is drawn a little to the prior, since what few rows lack is not impossible. A tree has
+    at most 500 leaves.
+
+    Example:
+        >>> evidence = ForestEvidence({"lab": 1}, 2, "multiclass")
+        >>> inputs = {"lab": torch.arange(8.0)[:, None]}
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 0, 0, 0])  # no line tells these apart
+        >>> present = torch.ones(8, 1, dtype=torch.bool)
+        >>> _ = torch.manual_seed(0)
+        >>> _ = evidence.fit(inputs, present, labels, 2)
+        >>> evidence(inputs, present).softmax(1)[:, 1].topk(2).indices.sort().values.tolist()
+        [3, 4]
+
+    References:
+        Geurts et al., "Extremely randomized trees", Machine Learning 2006.
+    """
+
+    SETTINGS = (1, 2)
+    NUM_TREES = 100
+    PULL = 0.02  # share of the prior in what a forest says
+
+    def __init__(self, widths: Mapping[str, int], num_outputs: int, target: str) -> None:
+        super().__init__(widths, num_outputs, target)
+        self.models = nn.ModuleList(Trees(num_outputs) for _ in widths)
+
+    def _fit_one(self, number: int, features: np.ndarray, labels: Tensor, setting: float) -> None:
+        if self.target == "multiclass":
+            labels = nn.functional.one_hot(labels, len(self.prior)).float()
+        varies = (labels != labels[:1]).any(0)  # nothing does where there is no row
+        if not varies.any():
+            return
+        forest = ExtraTreesRegressor(  # of 0/1 targets the squared error is Gini's impurity
+            self.NUM_TREES,
+            min_samples_leaf=max(int(setting), len(labels) // 500),
+            max_features=1.0 if self.target == "regression" else "sqrt",
+            random_state=int(torch.randint(2**31, ())),
+        ).fit(features, labels.numpy().squeeze(1) if labels.shape[1] == 1 else labels.numpy())
+        self.models[number].take(forest)
+        self.seen[number] = varies
+
+    def _say(self, number: int, x: Tensor) -> Tensor:
+        mean = self.models[number](x)
+        if self.target == "regression":
+            return mean
+        many = self.target == "multilabel"
+        prior = self.prior.sigmoid() if many else self.prior.exp()
+        chances = mean.lerp(prior, self.PULL)
+        return chances.logit() if many else chances.log()
+
+
+SHALLOW: dict[str, type[ShallowEvidence]] = {"linear": LinearEvidence, "forest": ForestEvidence}
 
 
 def _logistic(features: np.ndarray, labels: np.ndarray, strength: float) -> LogisticRegression:

@@ -4,6 +4,7 @@ from torch import nn
 
 from mmfusion.baselines import ZeroFill
 from mmfusion.recipes.crossfit import (
+    Features,
     Member,
     Rows,
     as_an_ensemble,
@@ -12,7 +13,7 @@ from mmfusion.recipes.crossfit import (
     mixture_loss,
     mixture_weights,
 )
-from mmfusion.recipes.evidence import LinearEvidence
+from mmfusion.recipes.evidence import SHALLOW
 
 
 def test_weights_find_the_opinion_that_is_right():
@@ -42,7 +43,9 @@ def test_every_row_is_left_out_once(target, grouped):
         "regression": torch.randn(40, 1),
     }[target]
     groups = torch.arange(40).div(2, rounding_mode="floor").numpy() if grouped else None
-    parts = folds(Rows({}, torch.ones(40, 1).bool(), labels, groups), 4, target, seed=1)
+    parts = folds(
+        Rows(Features({}, {}), torch.ones(40, 1).bool(), labels, groups), 4, target, seed=1
+    )
     assert sorted(torch.cat([held for _, held in parts]).tolist()) == list(range(40))
     for kept, held in parts:
         assert sorted([*kept.tolist(), *held.tolist()]) == list(range(40))
@@ -55,14 +58,16 @@ def test_batches_grow_with_the_rows():
 
 
 @pytest.mark.parametrize("target", ["multiclass", "multilabel", "regression"])
-def test_as_an_ensemble_averages_the_network_and_leaves_linear_evidence_and_modes_alone(target):
+def test_as_an_ensemble_averages_the_network_and_leaves_shallow_evidence_and_modes_alone(target):
     model = ZeroFill({"a": 4}, num_classes=3, target=target, dim=8, dropout=0.5)
-    member = Member(model, LinearEvidence({"a": 4}, 3, target)).eval()
+    shallow = {kind: made({"a": 4}, 3, target) for kind, made in SHALLOW.items()}
+    member = Member(model, shallow).eval()
     nn.init.normal_(model.head.classify.weight, std=3)
-    inputs, present = {"a": torch.randn(6, 4)}, torch.ones(6, 1, dtype=torch.bool)
+    features, present = {"a": torch.randn(6, 4)}, torch.ones(6, 1, dtype=torch.bool)
+    inputs = Features(features, features)
     plain = member.scores(inputs, present)
     found = as_an_ensemble(member, inputs, present, input_dropout=0.2)
-    torch.testing.assert_close(found[..., 1], plain[..., 1])
+    torch.testing.assert_close(found[..., 1:], plain[..., 1:])
     assert not torch.allclose(found[..., 0], plain[..., 0])
     assert not any(module.training for module in member.modules())
     if target == "multiclass":  # an average of probabilities is one, and less sure of itself

@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 import torch
+from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from mmfusion.recipes.evidence import LinearEvidence
+from mmfusion.recipes.evidence import ForestEvidence, LinearEvidence
 
 WIDTHS = {"a": 3, "b": 2}
 
@@ -72,3 +74,45 @@ def test_classes_that_a_modality_never_saw_get_no_evidence():
     )
     assert parts[:, 1, 2].eq(0).all()
     assert parts.isfinite().all()
+
+
+@pytest.mark.parametrize("target", ["multiclass", "multilabel", "regression"])
+def test_forests_are_those_of_sklearn_over_the_prior(target):
+    inputs, present = made()
+    labels, values, to_score = {
+        "multiclass": (torch.arange(50) % 3, torch.eye(3)[torch.arange(50) % 3], torch.log),
+        "multilabel": ((torch.rand(50, 3) > 0.5).float(),) * 2 + (torch.logit,),
+        "regression": (torch.randn(50, 3),) * 2 + (torch.nn.Identity(),),
+    }[target]
+    torch.manual_seed(4)
+    evidence = ForestEvidence(WIDTHS, 3, target).fit(inputs, present, labels, 2)
+    torch.manual_seed(4)
+    prior = evidence.prior.softmax(0) if target == "multiclass" else evidence.prior.sigmoid()
+    expected = torch.zeros(50, 2, 3)
+    for m, x in enumerate(inputs.values()):
+        rows = present[:, m].numpy()
+        forest = ExtraTreesRegressor(
+            100,
+            min_samples_leaf=2,
+            max_features=1.0 if target == "regression" else "sqrt",
+            random_state=int(torch.randint(2**31, ())),
+        ).fit(x.numpy()[rows], values.numpy()[rows])
+        mean = torch.from_numpy(forest.predict(x.numpy())).float()
+        mean = mean if target == "regression" else 0.98 * mean + 0.02 * prior
+        expected[:, m] = to_score(mean) - evidence.prior
+    found = evidence.parts(inputs, present)
+    if target == "regression":
+        found = found * present.sum(1).clamp(min=1)[:, None, None]
+    torch.testing.assert_close(found[present], expected[present], atol=2e-2, rtol=0)
+    assert found[~present].eq(0).all()
+
+
+def test_a_forest_is_silent_of_what_never_varied():
+    inputs, present = made(8)
+    present[:, 1] = torch.arange(8) < 4
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    evidence = ForestEvidence(WIDTHS, 3, "multiclass").fit(inputs, present, labels, 2)
+    parts = evidence.parts(inputs, present)
+    assert parts[:, 1].eq(0).all()  # saw one class alone
+    assert parts[:, :, 2].eq(0).all()  # nobody saw this one
+    assert parts[present[:, 0], 0, :2].ne(0).any()
