@@ -95,16 +95,13 @@ class ModalityTokens(nn.Module):
         names = tuple(self.modalities)
         tensors, present = normalise(inputs, names, present, check_values=self.check_values)
         tokens = []
-        for column, (name, tokeniser) in enumerate(self.modalities.items()):
-            observed = present[:, column]
+        for name, tokeniser in self.modalities.items():
             if tensors[name] is None:
-                blank = tokeniser.embedding.new_zeros(observed.shape[0], self.num_tokens, self.dim)
+                blank = tokeniser.embedding.new_zeros(len(present), self.num_tokens, self.dim)
                 tokens.append(blank)
                 continue
-            sequence, valid = _as_sequence(name, tensors[name], tokeniser.project.weight)
-            made = tokeniser(sequence, valid)
-            tokens.append(torch.where(observed[:, None, None], made, 0))
-        return torch.stack(tokens, dim=1)  # (B, M, L, D)
+            tokens.append(tokeniser(*_as_sequence(name, tensors[name], tokeniser.project.weight)))
+        return torch.where(present[:, :, None, None], torch.stack(tokens, dim=1), 0)  # (B, M, L, D)
 
 
 class ContextTokens(nn.Module):
@@ -248,19 +245,20 @@ class _Tokeniser(nn.Module):
         reset_children(self)
         self._reset_own()
 
-    def forward(self, sequence: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, sequence: Tensor, valid: Tensor | None) -> Tensor:
         hidden = F.gelu(self.norm(self.project(sequence))).unsqueeze(2)  # (B, T, 1, D)
-        queries = self.queries.to(hidden.dtype).expand(hidden.shape[0], -1, -1).unsqueeze(2)
-        # A vector is a sequence of one token: all L queries read it, and the mixing tells them
-        # apart.
-        steps = (1,) * sequence.shape[1]
-        pooled = presence_attention(queries, hidden, hidden, valid, lengths=steps).squeeze(2)
+        if valid is None:  # a vector: each query reads all of it, and the mixing tells slots apart
+            pooled = hidden.squeeze(1) + 0 * self.queries.to(hidden.dtype)  # their gradient is zero
+        else:
+            queries = self.queries.to(hidden.dtype).expand(len(hidden), -1, -1).unsqueeze(2)
+            steps = (1,) * sequence.shape[1]
+            pooled = presence_attention(queries, hidden, hidden, valid, lengths=steps).squeeze(2)
         mixed = torch.einsum("bld,lde->ble", pooled, self.mix.to(pooled.dtype))
         return self.norm_out(mixed) + self.embedding
 
 
-def _as_sequence(name: str, value: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A vector, sequence or map -> (B, T, F), and which steps are real."""
+def _as_sequence(name: str, value: Any, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A vector, sequence or map -> (B, T, F), and which steps are real; None for a vector."""
     valid, width = None, weight.shape[1]
     if isinstance(value, tuple):
         value, valid = value
@@ -277,6 +275,8 @@ def _as_sequence(name: str, value: Any, weight: Tensor) -> tuple[Tensor, Tensor]
             f"(B, {width}), (B, T, {width}) or (B, {width}, *spatial) with 2 or 3 spatial axes. "
             "Declare the width they have, or move the axis."
         )
+    if value.ndim == 2 and valid is None:
+        return value.unsqueeze(1), None
     if value.ndim == 2:
         value = value.unsqueeze(1)
     elif value.ndim > 3:
