@@ -132,20 +132,27 @@ def load(data: str, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.nd
     return views, labels, train, test
 
 
+def taken(job: Job, views: dict, num_rows: int, *parts: np.ndarray) -> list[tuple]:
+    """Modalities and what is present of them, for each of the parts."""
+    number = zlib.crc32(f"{Path(job.data).name} {job.rate} {job.seed}".encode())
+    present = per_modality(
+        num_rows, [job.rate] * len(views), Generator().manual_seed(number)
+    ).numpy()
+    return [
+        ({name: x[rows].astype(np.float32) for name, x in views.items()}, present[rows])
+        for rows in parts
+    ]
+
+
 def run(job: Job, settings: Settings) -> dict:
     """Train one method and score it on the test rows."""
     torch.set_num_threads(1)
     views, labels, train, test = load(job.data, job.seed)
-    number = zlib.crc32(f"{Path(job.data).name} {job.rate} {job.seed}".encode())
-    present = per_modality(
-        len(labels), [job.rate] * len(views), Generator().manual_seed(number)
-    ).numpy()
-    inputs = {name: x.astype(np.float32) for name, x in views.items()}
-    taken = [{name: x[rows] for name, x in inputs.items()} for rows in (train, test)]
+    (inputs, present), (test_inputs, test_present) = taken(job, views, len(labels), train, test)
     started = time.perf_counter()
     if job.method in FLOORS:
         probabilities, decisions = floor(
-            job, taken[0], present[train], labels[train], taken[1], present[test], settings
+            job, inputs, present, labels[train], test_inputs, test_present, settings
         )
     else:
         method, _, mixed = job.method.partition(" + ")
@@ -158,8 +165,9 @@ def run(job: Job, settings: Settings) -> dict:
             device="cpu",
             progress=False,
             **about,
-        ).fit(taken[0], labels[train], present[train])
-        probabilities, decisions = model.predict_proba(taken[1], present[test]), model.decisions_
+        ).fit(inputs, labels[train], present)
+        probabilities = model.predict_proba(test_inputs, test_present)
+        decisions = model.decisions_
     return (
         job._asdict()
         | scores(probabilities, labels[test], np.unique(labels[train]))

@@ -131,7 +131,8 @@ def memory_use(memory: Any, found: Probe) -> Json:
     """How much of a memory serves, where each modality of the test data was hidden.
 
     Args:
-        memory: A ``MemoryBank`` that was written with ids.
+        memory: A ``MemoryBank`` that was written with ids, with a ring for each modality, or one
+            for whole samples.
         found: Of the test data, by the model that owns the memory.
 
     Returns:
@@ -152,8 +153,9 @@ def memory_use(memory: Any, found: Probe) -> Json:
         rows = found.hidden[:, column]
         ids = found.neighbour_ids[rows, column].flatten(1)
         read = found.neighbour_weights[rows, column].flatten(1) > 0
-        held = int(memory.held[column])
-        stored, stored_labels = memory.ids[column, :held].cpu(), memory.labels[column, :held].cpu()
+        ring = column if len(memory.held) > 1 else 0  # of one that remembers whole samples
+        held = int(memory.held[ring])
+        stored, stored_labels = memory.ids[ring, :held].cpu(), memory.labels[ring, :held].cpu()
         part = {
             "held": held,
             "used": _number(torch.isin(stored, ids[read]).double().mean()),

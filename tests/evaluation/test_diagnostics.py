@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from mmfusion import CMML
+from mmfusion import CMML, baselines
 from mmfusion.evaluation.diagnostics import (
     alignment_gap,
     diagnose,
@@ -250,6 +250,20 @@ def flat(found):
     if isinstance(found, list):
         return [number for one in found for number in flat(one)]
     return [math.nan if found is None else found]
+
+
+@pytest.mark.parametrize("method", baselines.__all__)
+def test_every_baseline_is_diagnosed_and_one_that_retrieves_by_its_memory(data, method):
+    train, test = data
+    model = getattr(baselines, method)({name: 4 for name in NAMES}, num_classes=3, dim=8)
+    model.train()(**train)
+    found = json.loads(json.dumps(diagnose(model, train, test)))
+    guesses = {"CascadeAutoencoder", "SharedSpecific", "RetrieveAndFill"}
+    assert ("synthesis" in found) == (method in guesses)
+    assert ("memory" in found) == (method == "RetrieveAndFill")
+    if "memory" in found:
+        assert [part["hit_rate"] for part in found["memory"].values()] == [1.0] * 3
+        assert all(0 < part["same_label"] <= 1 for part in found["memory"].values())
 
 
 def test_one_modality_alone_has_nothing_to_be_guessed_from():
