@@ -137,10 +137,12 @@ def cut_columns(
     *fields: str,
     table: str = "present",
     modal: tuple[str, ...] = (),
+    smaller: Callable[[Any, Tensor], Any] = lambda module, pattern: module,
 ) -> Cut:
-    """``cut`` for layers that know no ``M``: sample by sample, absent columns taken out.
+    """``cut`` sample by sample, absent columns taken out.
 
-    The outputs in ``modal`` have a modality axis; of the others every entry is compared.
+    The outputs in ``modal`` have a modality axis; of the others every entry is compared. For a
+    layer that knows ``M``, ``smaller`` is the one of some of the modalities.
     """
 
     def cut(module: nn.Module, batch: Batch) -> tuple[Outputs, Outputs]:
@@ -151,7 +153,7 @@ def cut_columns(
                 continue
             row = rows(batch, slice(i, i + 1))
             row |= {field: row[field][:, pattern] for field in (*fields, table)}
-            for name, value in call(module, row).items():
+            for name, value in call(smaller(module, pattern), row).items():
                 full = whole[name][i : i + 1]
                 kept[f"{name}[{i}]"] = full[:, pattern] if name in modal else full
                 alone[f"{name}[{i}]"] = value

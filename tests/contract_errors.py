@@ -329,7 +329,13 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         ),
     ],
     "layers.CRTA": [
-        (lambda: layers.CRTABlock(4, 2, 4), "bottleneck=4 with dim=4", "narrows", "Choose"),
+        (lambda: layers.CRTABlock(2, 4, 2, 4), "bottleneck=4 with dim=4", "narrows", "Choose"),
+        (
+            lambda: layers.CRTABlock(2, 4, 2)(Z(1, 3, 1, 4), Z(1, 1, 4), yes(1, 3)),
+            r"\(1, 3, 1, 4\)",
+            "built for M = 2",
+            "Rebuild it",
+        ),
         (lambda: layers.CRTA(2, 1, 4, 2, 0), "num_blocks=0", "at least one", "leave CRTA out"),
         (
             lambda: layers.CRTA(2, 1, 4, 2, 1)(Z(1, 3, 1, 4), Z(1, 4), yes(1, 3)),

@@ -23,7 +23,7 @@ from contract_case import (
     tensors,
     under_absent,
 )
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from mmfusion import layers
 
@@ -36,6 +36,15 @@ def call_crta(module: Any, batch: Batch) -> Outputs:
     )
 
 
+def smaller_block(block: Any, kept: Any) -> Any:
+    """The block of some of the modalities; the context's decoder comes first."""
+    made = copy.deepcopy(block)
+    for name in ("residual", "residual_bias"):
+        whole = getattr(block, name)
+        setattr(made, name, nn.Parameter(torch.cat([whole[:1], whole[1:][kept]])))
+    return made
+
+
 def cut_crta(module: Any, batch: Batch) -> tuple[Outputs, Outputs]:
     """The first block's reading: each absent modality is guessed from the present ones alone."""
     stage, block = module(**batch).stages[0], module.blocks[0]
@@ -46,9 +55,8 @@ def cut_crta(module: Any, batch: Batch) -> tuple[Outputs, Outputs]:
             columns = [*pattern.nonzero().flatten().tolist(), absent]
             tokens = batch["tokens"][i : i + 1, columns].clone()
             tokens[:, -1] = module.absent.tokens[absent]
-            residual, _ = block(
-                tokens, context, torch.tensor([[True] * (len(columns) - 1) + [False]])
-            )
+            read = torch.tensor([[True] * (len(columns) - 1) + [False]])
+            residual, _ = smaller_block(block, columns)(tokens, context, read)
             whole[f"{i}, {absent}"] = stage[i, absent]
             alone[f"{i}, {absent}"] = (tokens + residual)[0, -1]
     return whole, alone
@@ -161,11 +169,11 @@ CASES = [
     Case(
         "CRTABlock",
         layers.CRTABlock,
-        lambda m, **kind: layers.CRTABlock(DIM, HEADS, **kind),
+        lambda m, **kind: layers.CRTABlock(m, DIM, HEADS, **kind),
         tensors(TOKENS, CONTEXTS),
         call_block,
         under_absent("tokens"),
-        cut=cut_columns(call_block, "tokens", modal=("d_tokens",)),
+        cut=cut_columns(call_block, "tokens", modal=("d_tokens",), smaller=smaller_block),
         own_rows=present_rows,
         fillers=("noise",),  # absent tokens are queries, and queries are finite
         has_dropout=True,

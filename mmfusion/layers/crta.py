@@ -34,9 +34,12 @@ class CRTABlock(nn.Module):
 
     No token of an absent modality is read. Absent tokens do query (that is how they are
     synthesised), so that what they hold decides their own row and no other; ``CRTA`` puts learned
-    tokens there. The last projection starts at zero: an untrained block returns zero residuals.
+    tokens there. All read and squeeze alike; the last projection belongs to each modality, and to
+    the context, alone: one shared by all can shift a guess, but not shape it to its modality. It
+    starts at zero: an untrained block returns zero residuals.
 
     Args:
+        num_modalities: How many modalities, ``M``.
         dim: Width of a token, ``D``.
         num_heads: Attention heads, ``H``; divides ``dim``.
         bottleneck: Width between encoder and decoder; narrower than ``dim``. None is half of it.
@@ -50,10 +53,11 @@ class CRTABlock(nn.Module):
         - ``present``: ``(B, M)``, True = may be read
 
     Raises:
-        ValueError: If ``bottleneck`` is not narrower than ``dim``, or heads do not divide it.
+        ValueError: If ``bottleneck`` is not narrower than ``dim``, heads do not divide it, or
+            ``tokens`` does not have ``M`` modalities.
 
     Example:
-        >>> block = CRTABlock(8, num_heads=2, bottleneck=4)
+        >>> block = CRTABlock(3, 8, num_heads=2, bottleneck=4)
         >>> tokens, context = torch.ones(1, 3, 2, 8), torch.ones(1, 5, 8)
         >>> d_tokens, d_context = block(tokens, context, torch.tensor([[True, False, True]]))
         >>> d_tokens.abs().sum().item(), tuple(d_context.shape)
@@ -62,11 +66,12 @@ class CRTABlock(nn.Module):
     References:
         Residual autoencoders in cascade: Tran et al., "Missing Modalities Imputation via Cascaded
         Residual Autoencoder", CVPR 2017. As Transformer with context: arXiv 2605.25968; norms,
-        bottleneck and decoder are our design.
+        bottleneck and a decoder for each modality are our design.
     """
 
     def __init__(
         self,
+        num_modalities: int,
         dim: int,
         num_heads: int,
         bottleneck: int | None = None,
@@ -88,13 +93,16 @@ class CRTABlock(nn.Module):
         self.norm_code = nn.LayerNorm(dim, **kind)
         self.encode = nn.Linear(dim, bottleneck, **kind)
         self.decode = nn.Linear(bottleneck, 2 * dim, **kind)
-        self.residual = nn.Linear(2 * dim, dim, **kind)
+        # In the order of the sequence: context, then each modality. In one tensor, so that the
+        # context's part has a gradient, zero, where nobody reads the context (DDP waits for it).
+        self.residual = nn.Parameter(torch.empty(1 + num_modalities, 2 * dim, dim, **kind))
+        self.residual_bias = nn.Parameter(torch.empty(1 + num_modalities, dim, **kind))
         self.dropout = nn.Dropout(dropout)
         self._reset_own()
 
     def _reset_own(self) -> None:
-        nn.init.zeros_(self.residual.weight)
-        nn.init.zeros_(self.residual.bias)
+        nn.init.zeros_(self.residual)
+        nn.init.zeros_(self.residual_bias)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, the last projection at zero."""
@@ -104,14 +112,24 @@ class CRTABlock(nn.Module):
     def forward(self, tokens: Tensor, context: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """The residuals of tokens and context."""
         num_context, (modalities, length) = context.shape[1], tokens.shape[1:3]
+        if modalities != len(self.residual) - 1:
+            raise ValueError(
+                f"tokens is {tuple(tokens.shape)}: this block was built for M = "
+                f"{len(self.residual) - 1} modalities, so they are (B, M, L, D). Rebuild it, or "
+                "reshape them."
+            )
         z = torch.cat([context, tokens.flatten(1, 2)], dim=1)  # (B, C + N, D)
         h = self.norm(z)
         read = self.attention(
             h, h, present, lengths=(length,) * modalities, num_context=num_context
         )
         code = F.gelu(self.encode(self.norm_code(z + self.dropout(read))))
-        residual = self.residual(self.dropout(F.gelu(self.decode(code))))
-        return residual[:, num_context:].reshape(tokens.shape), residual[:, :num_context]
+        h = self.dropout(F.gelu(self.decode(code)))  # (B, C + N, 2D)
+        weight, bias = self.residual.to(h.dtype), self.residual_bias.to(h.dtype)
+        d_context = h[:, :num_context] @ weight[0] + bias[0]
+        of_tokens = h[:, num_context:].unflatten(1, (modalities, length))
+        d_tokens = torch.einsum("bmlh,mhd->bmld", of_tokens, weight[1:]) + bias[1:].unsqueeze(1)
+        return d_tokens, d_context
 
 
 class CRTA(nn.Module):
@@ -177,7 +195,7 @@ class CRTA(nn.Module):
             )
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         self.blocks = nn.ModuleList(
-            CRTABlock(dim, num_heads, bottleneck, dropout=dropout, **kind)
+            CRTABlock(num_modalities, dim, num_heads, bottleneck, dropout=dropout, **kind)
             for _ in range(num_blocks)
         )
         self.absent = AbsentTokens(num_modalities, num_tokens, dim, **kind)

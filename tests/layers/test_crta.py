@@ -16,8 +16,8 @@ def made(num_blocks=2, **options):
 def trained(crta):
     """As after some training: the last projections are no longer zero."""
     for block in crta.blocks:
-        nn.init.normal_(block.residual.weight, std=0.3)
-        nn.init.normal_(block.residual.bias, std=0.3)
+        nn.init.normal_(block.residual, std=0.3)
+        nn.init.normal_(block.residual_bias, std=0.3)
     return crta
 
 
@@ -165,19 +165,51 @@ def test_it_learns_to_synthesise_a_linear_function_of_another_modality():
 
 
 def test_a_block_returns_residuals_of_tokens_and_context():
-    block = CRTABlock(8, num_heads=2, bottleneck=3)
+    block = CRTABlock(3, 8, num_heads=2, bottleneck=3)
     d_tokens, d_context = block(TOKENS, CONTEXT.expand(4, -1, -1), PRESENT)
     assert d_tokens.shape == TOKENS.shape
     assert d_context.shape == (4, 5, 8)
     assert not d_tokens.any()
     assert not d_context.any()
     assert block.encode.out_features == 3
-    assert CRTABlock(8, 2).encode.out_features == 4
-    nn.init.normal_(block.residual.weight)
+    assert CRTABlock(3, 8, 2).encode.out_features == 4
+    nn.init.normal_(block.residual)
     d_tokens, d_context = block(TOKENS, CONTEXT.expand(4, -1, -1), PRESENT)
     assert d_tokens.flatten(2).any(2).all()
     block.reset_parameters()
-    assert not block.residual.weight.any()
+    assert not block.residual.any()
+
+
+def test_each_modality_is_decoded_by_itself():
+    """A projection that all share would give both the one residual that either needs."""
+    block = CRTABlock(3, 8, num_heads=2)
+    same = TOKENS[:, :1].expand(-1, 3, -1, -1)
+    given = (same, CONTEXT.expand(4, -1, -1), torch.ones_like(PRESENT))
+    nn.init.normal_(block.residual.data[2])  # 0 is the context's
+    nn.init.ones_(block.residual_bias.data[3])
+    d_tokens, d_context = block(*given)
+    assert not d_tokens[:, 0].any()
+    assert d_tokens[:, 1].std() > 0.1
+    assert (d_tokens[:, 2] == 1).all()
+    assert not d_context.any()
+
+
+def test_one_block_learns_what_a_shared_decoder_cannot():
+    """Two modalities that say the opposite of a third: one projection cannot give x and -x."""
+    torch.manual_seed(0)
+    crta = CRTA(3, num_tokens=1, dim=8, num_heads=2, num_blocks=1, bottleneck=7)
+    nn.init.zeros_(crta.absent.tokens).requires_grad_(False)  # so that both ask the same
+    context, present = torch.zeros(1, 8), torch.tensor([[True, False, False]])
+    optimiser = torch.optim.Adam([p for p in crta.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(200):
+        first = nn.functional.layer_norm(torch.randn(64, 8), (8,))
+        tokens = torch.stack([first, first, -first], dim=1).unsqueeze(2)
+        out = crta(tokens, context, present.expand(64, -1))
+        loss = (out.synthesised - tokens)[:, 1:].square().mean()  # 1 for the best shared guess
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.3
 
 
 def test_every_part_of_the_cascade_learns():
@@ -193,8 +225,12 @@ def test_every_part_of_the_cascade_learns():
     [
         (lambda: made(num_blocks=0), "num_blocks=0.*at least one.*leave CRTA out"),
         (lambda: made(bottleneck=8), "bottleneck=8 with dim=8.*narrows.*bottleneck between 1"),
-        (lambda: CRTABlock(8, 2, 0), "bottleneck=0 with dim=8.*narrows.*bottleneck between 1"),
-        (lambda: CRTABlock(8, 3), "num_heads=3 with dim=8.*evenly.*divisor"),
+        (lambda: CRTABlock(3, 8, 2, 0), "bottleneck=0 with dim=8.*narrows.*bottleneck between 1"),
+        (lambda: CRTABlock(3, 8, 3), "num_heads=3 with dim=8.*evenly.*divisor"),
+        (
+            lambda: CRTABlock(2, 8, 2)(TOKENS, CONTEXT.expand(4, -1, -1), PRESENT),
+            r"\(4, 3, 2, 8\).*M = 2.*Rebuild",
+        ),
         (lambda: made()(TOKENS[:, :2], CONTEXT, PRESENT[:, :2]), r"\(3, 2, 8\).*Rebuild"),
         (lambda: made()(TOKENS, CONTEXT, PRESENT[:, :2]), r"present \(4, 2\).*Rebuild"),
     ],
