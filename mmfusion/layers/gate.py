@@ -9,7 +9,11 @@ __all__ = ["ReadoutGate"]
 
 
 class ReadoutGate(nn.Module):
-    """Add a memory's readout to the query, as much as a learned gate lets through.
+    """Move the query towards a memory's readout, as far as a learned gate lets it.
+
+    It goes a part of the way, channel by channel, and never past the readout: added, a readout
+    would raise the amplitude of a guess that points the same way already. A readout of nothing but
+    zeros is what a memory gives that holds nothing, and moves nothing.
 
     Args:
         dim: Width of a vector, ``D``.
@@ -24,10 +28,10 @@ class ReadoutGate(nn.Module):
 
     Example:
         >>> gate = ReadoutGate(2)
-        >>> query = torch.ones(1, 2, 2)
-        >>> out = gate(query, query, torch.tensor([[True, False]]))
-        >>> out[0, 0].tolist(), bool((out[0, 1] > 1).all())
-        ([1.0, 1.0], True)
+        >>> query, readout = torch.zeros(1, 2, 2), torch.ones(1, 2, 2)
+        >>> out = gate(query, readout, torch.tensor([[True, False]]))
+        >>> out[0, 0].tolist(), bool(((0 < out[0, 1]) & (out[0, 1] < 1)).all())
+        ([0.0, 0.0], True)
 
     References:
         Our design. The gate starts nearly closed (0.12), so that early, random memories do little.
@@ -53,7 +57,7 @@ class ReadoutGate(nn.Module):
         self._reset_own()
 
     def forward(self, query: Tensor, readout: Tensor, present: Tensor) -> Tensor:
-        """``query`` plus the gated readout where absent, ``query`` itself where present."""
+        """Between ``query`` and ``readout`` where absent, ``query`` itself where present."""
         if present.dtype != torch.bool or present.shape != query.shape[:2]:
             raise ValueError(
                 f"present is {tuple(present.shape)} {present.dtype}: it is bool (B, M) = "
@@ -64,4 +68,6 @@ class ReadoutGate(nn.Module):
         readout = readout.to(clean.dtype)
         both = torch.cat([clean, readout], dim=-1).to(self.openness.weight.dtype)
         opening = self.openness(both).sigmoid().to(clean.dtype)
-        return torch.where(absent, clean + opening * readout, query)
+        moved = clean + opening * (readout - clean)
+        found = readout.ne(0).any(-1, keepdim=True)
+        return torch.where(absent & found, moved, query)
