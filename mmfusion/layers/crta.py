@@ -66,7 +66,7 @@ class CRTABlock(nn.Module):
     References:
         Residual autoencoders in cascade: Tran et al., "Missing Modalities Imputation via Cascaded
         Residual Autoencoder", CVPR 2017. As Transformer with context: arXiv 2605.25968; norms,
-        bottleneck and a decoder for each modality are our design.
+        bottleneck, the norm of the decoder and its share for each modality are our design.
     """
 
     def __init__(
@@ -93,6 +93,9 @@ class CRTABlock(nn.Module):
         self.norm_code = nn.LayerNorm(dim, **kind)
         self.encode = nn.Linear(dim, bottleneck, **kind)
         self.decode = nn.Linear(bottleneck, 2 * dim, **kind)
+        # A projection from zero grows by what it reads, and what comes out of two linear layers is
+        # small: without this norm a few hundred steps leave the guess near its start.
+        self.norm_hidden = nn.LayerNorm(2 * dim, **kind)
         # In the order of the sequence: context, then each modality. In one tensor, so that the
         # context's part has a gradient, zero, where nobody reads the context (DDP waits for it).
         self.residual = nn.Parameter(torch.empty(1 + num_modalities, 2 * dim, dim, **kind))
@@ -124,7 +127,7 @@ class CRTABlock(nn.Module):
             h, h, present, lengths=(length,) * modalities, num_context=num_context
         )
         code = F.gelu(self.encode(self.norm_code(z + self.dropout(read))))
-        h = self.dropout(F.gelu(self.decode(code)))  # (B, C + N, 2D)
+        h = self.dropout(self.norm_hidden(F.gelu(self.decode(code))))  # (B, C + N, 2D)
         weight, bias = self.residual.to(h.dtype), self.residual_bias.to(h.dtype)
         d_context = h[:, :num_context] @ weight[0] + bias[0]
         of_tokens = h[:, num_context:].unflatten(1, (modalities, length))

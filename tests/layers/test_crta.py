@@ -212,6 +212,14 @@ def test_one_block_learns_what_a_shared_decoder_cannot():
     assert loss < 0.3
 
 
+def test_what_the_last_projection_reads_is_as_large_as_a_token():
+    """A tenth of it, as two linear layers leave it, and the first steps of training move little."""
+    block, seen = CRTABlock(3, 8, num_heads=2), []
+    block.dropout.register_forward_hook(lambda _, args, out: seen.append(out))
+    block(TOKENS, CONTEXT.expand(4, -1, -1), PRESENT)
+    torch.testing.assert_close(seen[-1].square().mean(-1), torch.ones(4, 11), atol=0.05, rtol=0)
+
+
 def test_every_part_of_the_cascade_learns():
     crta = trained(made())
     out = crta(TOKENS, CONTEXT, PRESENT)
