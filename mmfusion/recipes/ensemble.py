@@ -149,6 +149,12 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _method(self) -> type[nn.Module]:
+        unknown = [kind for kind in self.shallow or () if kind not in SHALLOW]
+        if unknown or isinstance(self.shallow, str):
+            raise ValueError(
+                f"shallow={self.shallow!r}: it lists some of {tuple(SHALLOW)}. Name those, or pass "
+                "() for none."
+            )
         wanted = str(self.method).replace("_", "").lower()
         for name, method in METHODS.items():
             if name.lower() == wanted:

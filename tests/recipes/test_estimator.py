@@ -160,6 +160,8 @@ def test_groups_decide_the_folds():
 
 WRONG = [
     ({"method": "Magic"}, {}, r"method='Magic'.*one of.*Choose"),
+    ({"shallow": ("linear", "kernel")}, {}, r"shallow=\('linear', 'kernel'\).*some of.*Name"),
+    ({"shallow": "linear"}, {}, r"shallow='linear'.*some of.*Name"),
     ({}, {"inputs": {}}, r"inputs holds no modality.*Pass"),
     ({}, {"inputs": {"lab": None}}, r"inputs holds no modality.*Pass"),
     ({}, {"inputs": {"lab": np.ones(60)}}, r"inputs\['lab'\] has shape \(60,\).*Reshape"),
@@ -176,6 +178,17 @@ def test_wrong_calls_say_what_to_do(settings, changed, message):
     given = {"inputs": inputs, "y": y} | changed
     with pytest.raises(ValueError, match=message):
         CMMLClassifier(**SMALL | settings).fit(given["inputs"], given["y"])
+
+
+@pytest.mark.parametrize("method", ["cmml", "MeanFill"])
+@pytest.mark.parametrize("shallow", [(), ("forest",), ("linear", "forest")])
+def test_shallow_evidence_is_what_was_asked_for(method, shallow):
+    inputs, y, _ = made()
+    model = CMMLClassifier(method, shallow=shallow, **SMALL).fit(inputs, y)
+    own = ("fusion", "evidence") if method == "cmml" else ("fusion",)
+    assert tuple(model.decisions_["weights"]) == own + shallow
+    assert tuple(model.decisions_["settings"]) == shallow
+    assert np.isfinite(model.predict_proba(inputs)).all()
 
 
 def test_a_modality_without_a_row_is_refused_and_an_unknown_one_too():
