@@ -64,6 +64,9 @@ def answer(
         samples: Passes with dropout on; 0 for none.
         seed: Of these passes.
 
+    Raises:
+        ValueError: On what the model refuses, or if it says something that is not finite.
+
     Example:
         >>> import mmfusion
         >>> model = mmfusion.CMML({"lab": 2, "mri": 3}, num_classes=2, dim=8)
@@ -79,6 +82,12 @@ def answer(
     moved = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch["inputs"])
     out = model(moved, present=batch["present"].to(device), sample_ids=own)
     values = chances(out.logits, model.target, reading.classes).cpu()
+    for id, numbers in zip(ids, values, strict=True):
+        if not numbers.isfinite().all():
+            raise ValueError(
+                f"patient {id!r} gets {numbers.tolist()}: chances and predictions are finite. "
+                "Correct values so large that the model overflows, or train a model that does not."
+            )
     draws = [out.logits[:0]] * len(ids)
     if samples:
         for row, id in enumerate(ids):

@@ -214,7 +214,7 @@ def _ask(
     try:
         answers = answer(member.model, inputs, ids, **how)
         return [(one, item["error"]) for one, item in zip(answers, items, strict=True)]
-    except (ValueError, RuntimeError):
+    except Exception:  # whatever odd values upset in an encoder
         if len(items) > 1:
             each = zip(items, ids, strict=True)
             return [one for item, id in each for one in _ask(member, [item], [id], samples, seed)]
@@ -223,7 +223,7 @@ def _ask(
         try:
             answer(member.model, [{name: value}], ids, how["reading"], samples=0)
             left[name] = value
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:
             problems.append(f"{name}: {error}")
     [one] = answer(member.model, [left], ids, **how)
     return [(one, "; ".join(filter(None, problems)))]

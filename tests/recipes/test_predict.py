@@ -13,6 +13,7 @@ import torch
 from recipes import predictable
 from recipes.predictable import HOW, IDS, NAMES, inputs_of, model, patients, reading
 
+from mmfusion import CMML
 from mmfusion.baselines import LateFusion, RetrieveAndFill
 from mmfusion.layers import PrototypeMemory
 from mmfusion.presence import collate
@@ -215,6 +216,41 @@ def test_what_cannot_be_read_or_is_refused_stops_nobody(path: Path) -> None:
     wanted = model()(collate([{"inputs": inputs_of(0) | {"scan": None}}], NAMES)["inputs"])
     value = wanted.logits.softmax(1)[0, 0].item()
     assert float(found[5]["probability_a"]) == pytest.approx(value, abs=2e-6)
+
+
+def test_numbers_that_overflow_in_the_model_are_told_and_never_a_class(path: Path) -> None:
+    def read(row: int) -> Any:
+        huge = torch.tensor([1e30, -1e30, 0.0, 0.0])  # finite, unlike its square
+        return inputs_of(0) | ({"scan": huge} if row == 3 else {}), []
+
+    found = write(path, Member(model(), patients(read=read)))
+    assert found[3]["error"].startswith("scan: patient 'new3' gets [nan, nan, nan]: ")
+    assert (found[3]["used"], found[3]["synthesised"]) == ("photo; lab", "scan")
+    assert 0 < float(found[3]["probability_a"]) < 1
+    assert not any(row["error"] for row in found[:3] + found[4:])
+
+
+class Codes(torch.nn.Module):
+    in_shape = (1,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(5, 4)
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.table(codes[:, 0].long())
+
+
+def test_a_code_that_an_encoder_does_not_know_stops_nobody(path: Path) -> None:
+    net = CMML({"lab": 2, "code": (Codes(), 4)}, num_classes=2, dim=8)
+    about = Reading(net.names, {"lab": (2,), "code": (1,)}, ("no", "yes"))
+
+    def read(row: int) -> Any:
+        return {"lab": torch.ones(2), "code": torch.tensor([float(row)])}, []
+
+    found = write(path, Member(net, Patients(about, [f"p{row}" for row in range(7)], read)))
+    assert [row["used"] for row in found] == ["lab; code"] * 5 + ["lab"] * 2
+    assert all(row["error"].startswith("code: index out of range") for row in found[5:])
 
 
 def test_chunks_are_on_the_disk_before_the_next_is_read(path: Path) -> None:
