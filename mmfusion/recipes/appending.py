@@ -15,7 +15,7 @@ class AppendedCsv:
     """Rows that are appended in chunks, and what they hang on in a JSON file beside them.
 
     A file that is there already is continued if it hangs on the same, and else left alone. What a
-    kill cut off within a chunk is removed.
+    kill cut off within a chunk is removed. A row is a line: line breaks in cells become spaces.
 
     Args:
         path: The CSV, in a folder that exists; the JSON file has its name, with another suffix.
@@ -64,7 +64,8 @@ class AppendedCsv:
 
     def _append(self, rows: Sequence[Sequence[str]]) -> None:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        lines = ([" ".join(cell.splitlines()) for cell in row] for row in rows)
+        csv.writer(text, lineterminator="\n").writerows(lines)
         try:
             with self.path.open("ab") as file:
                 file.write(text.getvalue().encode())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -284,6 +285,19 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(path: Path, tmp_path: 
         again = path.with_suffix(suffix).read_bytes()
         assert again == (tmp_path / "whole.csv").with_suffix(suffix).read_bytes()
     assert predict([Member(model(), patients(read=read))], path, **HOW).new == 0
+
+
+def test_an_id_of_two_lines_does_not_upset_what_a_later_run_counts(
+    path: Path, tmp_path: Path
+) -> None:
+    ids = ("new\n0", "new\r\n1", *IDS[2:])
+    write(tmp_path / "whole.csv", Member(model(), patients(ids=ids)))
+    whole = (tmp_path / "whole.csv").read_bytes()
+    assert [row["id"] for row in rows(tmp_path / "whole.csv")] == ["new 0", "new 1", *IDS[2:]]
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:6]))  # a chunk, and a row of another
+    shutil.copy(tmp_path / "whole.json", path.with_suffix(".json"))
+    assert predict([Member(model(), patients(ids=ids))], path, **HOW).new == 6
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("kept", [0, 5])
