@@ -118,7 +118,17 @@ def _for(shallow: ShallowEvidence, inputs: Features) -> Mapping[str, Tensor]:
 
 
 def folds(rows: Rows, num_folds: int, target: str, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Rows to train on and rows left out, by class where there is one, and never across a group."""
+    """Rows to train on and rows left out, by class where there is one, and never across a group.
+
+    Raises:
+        ValueError: If there are fewer groups than folds.
+    """
+    if rows.groups is not None and (num_groups := len(np.unique(rows.groups))) < num_folds:
+        raise ValueError(
+            f"groups holds {num_groups} values with num_members={num_folds}: a group is never "
+            "parted, and each member leaves one out at least. Lower num_members, or pass finer "
+            "groups."
+        )
     kind: dict[str, Any] = {"n_splits": num_folds, "shuffle": True, "random_state": seed}
     if target == "multiclass" and rows.labels.bincount().max() >= num_folds:
         # A class with fewer rows than folds is absent from some: not worth the warning.

@@ -1,6 +1,7 @@
 """What the estimators share: an ensemble of any method over scaled feature vectors."""
 
 import contextlib
+import copy
 import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -183,7 +184,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
             dropout=self.dropout,
             check_values=False,  # looked at already
             **{name: size for name, size in sizes.items() if name in taken}
-            | dict(self.options or {}),
+            | copy.deepcopy(dict(self.options or {})),  # no layer is shared by members
         )
         kinds = (SHALLOW if method is CMML else ()) if self.shallow is None else self.shallow
         about = (widths, self.num_outputs_, self.target_)
@@ -295,7 +296,8 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
             setattr(made, name, about[name])
         made.scaler_ = FeatureScaler(made.widths_, made.num_components)
         method, device = made._method(), made._device()
-        made.members_ = [made._build(method, n).to(device).eval() for n in made.num_rows_]
+        with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
+            made.members_ = [made._build(method, n).to(device).eval() for n in made.num_rows_]
         made._parts().load_state_dict(tensors)
         return made
 

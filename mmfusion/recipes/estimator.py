@@ -55,7 +55,7 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
 
     Raises:
         ValueError: On inputs that ``presence.normalise`` refuses, an unknown method, fewer than two
-            classes, or fewer rows than twice ``num_members``.
+            classes, fewer rows than twice ``num_members``, or fewer groups than ``num_members``.
 
     Example:
         >>> rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 
+from mmfusion.layers import MemoryBank
 from mmfusion.recipes.estimator import METHODS, CMMLClassifier, CMMLRegressor
 
 SMALL = {"dim": 8, "num_members": 2, "epochs": 3, "progress": False, "device": "cpu"}
@@ -115,7 +116,9 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path, suffix):
     target = np.stack([y == 0, y > 0], 1).astype(int) if suffix == "labels" else y
     model = kind(**SMALL).fit(inputs, target)
     model.save(tmp_path / "model.safetensors")
+    before = torch.get_rng_state()
     again = kind.load(tmp_path / "model.safetensors")
+    assert torch.equal(before, torch.get_rng_state())
     assert_array_equal(model.predict(inputs), again.predict(inputs))
     assert_array_equal(model.transform(inputs), again.transform(inputs))
     assert again.decisions_ == model.decisions_
@@ -156,6 +159,24 @@ def test_groups_decide_the_folds():
     assert sorted(torch.cat([held for _, held in parts]).tolist()) == list(range(60))
     for kept, held in parts:
         assert not set(groups[kept]) & set(groups[held])
+
+
+def test_fewer_groups_than_members_are_refused():
+    inputs, y, _ = made()
+    with pytest.raises(ValueError, match=r"groups holds 3 values with num_members=4.*Lower num_m"):
+        CMMLClassifier(**SMALL | {"num_members": 4}).fit(inputs, y, groups=np.arange(60) % 3)
+
+
+def test_a_layer_among_the_options_is_not_shared_by_members():
+    """Else what one member left out is remembered by the memory of all."""
+    inputs, y, _ = made()
+    memory = MemoryBank(3, 40, 8, num_neighbours=4)
+    model = CMMLClassifier(options={"memory": memory}, **SMALL).fit(inputs, y)
+    assert not memory.held.any()
+    held = [set(m.model.memory.ids[m.model.memory.ids >= 0].tolist()) for m in model.members_]
+    assert held[0]
+    assert held[1]
+    assert not held[0] & held[1]
 
 
 WRONG = [
