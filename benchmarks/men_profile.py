@@ -65,7 +65,7 @@ class Settings:
     profiled: int = 20
     """Patients that are read in one thread, part by part."""
     scratch: Path | None = None
-    """Keeps cohort and cache for another run; without it they are removed."""
+    """Keeps the cohort for another run; without it it is removed, as the cache always is."""
     out: Path = HERE / "benchmarks/results/men_profile/slices-155.json"
     """The result."""
 

@@ -150,7 +150,7 @@ class ForestEvidence(ShallowEvidence):
     leaf, and draws from torch's generator. Forests want features as they are: they look at one at a
     time, so that scales do not matter and principal components would mix what they tell apart. What
     they say is drawn a little to the prior, since what few rows lack is not impossible. A tree has
-    at most 500 leaves.
+    less than 1000 leaves, however many rows there are.
 
     Example:
         >>> evidence = ForestEvidence({"lab": 1}, 2, "multiclass")
