@@ -48,7 +48,11 @@ class Trees(nn.Module):
         self.register_buffer("values", torch.zeros(1, num_outputs, dtype=torch.float16))
 
     def take(self, forest: Any) -> None:
-        """Hold the trees of a fitted regressor, splits and leaves as they are."""
+        """Hold the trees of a fitted regressor, splits and leaves as they are.
+
+        Raises:
+            ValueError: If a leaf holds more than float16 does.
+        """
         found: dict[str, list[np.ndarray]] = {name: [] for name in PARTS}
         nodes = leaves = 0
         for tree in (each.tree_ for each in forest.estimators_):
@@ -68,6 +72,12 @@ class Trees(nn.Module):
             for name, part in made.items():
                 found[name].append(part)
             nodes, leaves = nodes + len(inner), leaves + int(leaf.sum())
+        largest = max(np.abs(part).max() for part in found["values"])
+        if largest > torch.finfo(self.values.dtype).max:
+            raise ValueError(
+                f"a leaf of the forest holds {largest:.6g}: leaves are float16, up to 65504. "
+                "Standardise the targets."
+            )
         for name, parts in found.items():
             old, new = getattr(self, name), torch.from_numpy(np.concatenate(parts))
             if not len(new):  # no tree has split: the node that nobody reaches stays

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from sklearn.ensemble import ExtraTreesRegressor
 
@@ -43,3 +44,11 @@ def test_another_forest_takes_its_place_and_its_state_too():
         for each in (trees, other):
             found = each(torch.from_numpy(x))[:, 0]
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_leaves_beyond_float16_are_refused_instead_of_infinite():
+    _, forest = fitted(np.linspace(0, 1e6, 20))
+    trees = Trees(1)
+    with pytest.raises(ValueError, match=r"holds 1e\+06: leaves are float16.*Standardise"):
+        trees.take(forest)
+    assert trees.values.eq(0).all()
