@@ -27,7 +27,8 @@ class AppendedCsv:
         done: Rows that are there, whole chunks of them (the last may be shorter).
 
     Raises:
-        ValueError: If ``path`` is there, and hangs on something else or on nobody knows what.
+        ValueError: If ``path`` is there, and hangs on something else or on nobody knows what, or
+            the JSON file is somebody else's.
 
     Example:
         >>> import tempfile
@@ -49,6 +50,11 @@ class AppendedCsv:
             self._compare(beside, json.loads(json.dumps(about)))
             self.done = self._whole_rows(chunk, int(about["rows"]))
         else:
+            if beside.exists() and _keys(beside) != set(about):
+                raise ValueError(
+                    f"{beside} is there, and of something else: what the rows hang on is written "
+                    "under that name. Move it away, or pass another path."
+                )
             write_json(beside, about)
         if not path.exists() or not path.stat().st_size:
             self._append([columns])
@@ -99,3 +105,10 @@ class AppendedCsv:
                     kept, count = place, number
             file.truncate(kept)
         return count
+
+
+def _keys(path: Path) -> set[str]:
+    try:
+        return set(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return set()

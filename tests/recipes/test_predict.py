@@ -359,6 +359,20 @@ def test_a_file_of_somebody_else_is_left_alone(path: Path) -> None:
     assert path.read_text() == "my,notes\n"
 
 
+def test_the_scores_of_a_run_are_not_written_over(path: Path) -> None:
+    beside = path.with_suffix(".json")
+    for content in ('{"auc": 0.9}', "[1]", "3", "nothing"):
+        beside.write_text(content)
+        with pytest.raises(ValueError, match=r"json is there, and of something else.*Move it"):
+            write(path)
+        assert beside.read_text() == content
+    assert not path.exists()
+    beside.unlink()
+    write(path)
+    path.unlink()
+    assert write(path, samples=0)  # the rows of before were moved away
+
+
 def test_members_have_to_fit_their_patients_and_each_other(path: Path) -> None:
     net = model()
     with pytest.raises(ValueError, match="0 members on 1 processes"):
