@@ -187,7 +187,8 @@ def _remembered(
     if not isinstance(memory, MemoryBank):
         return nobody, nobody
     lent = _shares(out.neighbour_ids, out.neighbour_weights, train_ids)
-    if memory.slots.shape[0] != len(model.names):  # it remembers patients as a whole
+    of_tokens = (len(model.names), out.tokens.shape[-1])
+    if memory.slots.shape[::2] != of_tokens:  # (M, S, D): it remembers patients as a whole
         return lent, nobody
     weights, ids = memory.neighbours(out.tokens.mean(2), ~out.present, own)
     return lent, _shares(ids, weights, train_ids)

@@ -191,6 +191,14 @@ def test_baselines_predict_too(method: Any, path: Path) -> None:
     assert found[1]["synthesised"] == ("photo" if method is RetrieveAndFill else "")
 
 
+def test_a_memory_of_whole_patients_with_one_modality_names_nobody_alike() -> None:
+    net = RetrieveAndFill({"lab": 2}, num_classes=2, dim=8)
+    net.train()({"lab": torch.randn(5, 2)}, sample_ids=torch.arange(5))
+    about = Reading(net.names, {"lab": (2,)}, ("no", "yes"))
+    [one] = answer(net, [{"lab": torch.ones(2)}], ["x"], about, samples=0)
+    assert (one.used, one.similar) == (("lab",), {})
+
+
 def test_what_cannot_be_read_or_is_refused_stops_nobody(path: Path) -> None:
     infinite = torch.tensor([1.0, torch.inf, 0.0, 0.0])
 
