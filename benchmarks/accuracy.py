@@ -12,7 +12,8 @@ members, epochs, optimiser and hiding; ``late fusion`` and ``mean fill`` by logi
 the floor, their strength chosen by the same folds. "+ shallow" mixes the estimator's linear models
 and forests into a baseline, as they are mixed into CMML.
 
-Results go to ``results.csv`` one by one: run it again to go on. ``table.md`` sums them up.
+Results go to ``results.csv`` one by one, each with the commit that made it: run it again to go on.
+``table.md`` sums them up, ``about.json`` says the settings.
 """
 
 import csv
@@ -42,6 +43,7 @@ from mmfusion import baselines
 from mmfusion.losses import task_loss
 from mmfusion.missingness import per_modality
 from mmfusion.presence import normalise
+from mmfusion.recipes.checkpoint import write_whole
 from mmfusion.recipes.crossfit import Features, Rows, folds
 from mmfusion.recipes.estimator import CMMLClassifier
 from mmfusion.recipes.evidence import SHALLOW, LinearEvidence
@@ -86,7 +88,7 @@ class Settings:
     jobs: int = 2
     """Processes, one thread each."""
     out: Path = Path("runs/accuracy")
-    """Folder for results.csv, table.md and about.json."""
+    """Folder of the results."""
 
 
 class Job(NamedTuple):
@@ -98,7 +100,7 @@ class Job(NamedTuple):
     method: str
 
 
-COLUMNS = (*Job._fields, "auc", "accuracy", "log_loss", "seconds", "decisions")
+COLUMNS = (*Job._fields, "auc", "accuracy", "log_loss", "seconds", "commit", "decisions")
 
 
 def load(data: str, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
@@ -173,6 +175,7 @@ def run(job: Job, settings: Settings) -> dict:
         | scores(probabilities, labels[test], np.unique(labels[train]))
         | {
             "seconds": round(time.perf_counter() - started, 2),
+            "commit": commit(),
             "decisions": json.dumps(decisions),
         }
     )
@@ -305,32 +308,39 @@ def results(settings: Settings, left: list[Job]) -> Iterator[dict]:
 def main(settings: Settings) -> None:
     """Run what is not done yet; then sum up."""
     settings.out.mkdir(parents=True, exist_ok=True)
-    path = settings.out / "results.csv"
+    path, about = settings.out / "results.csv", settings.out / "about.json"
+    plain = asdict(settings) | {"out": settings.out.name}
+    plain["data"] = [name_of(data) for data in settings.data]
+    if about.exists():
+        before = json.loads(about.read_text())["settings"]
+        for name in ("epochs", "num_members"):
+            if before[name] != plain[name]:
+                raise ValueError(
+                    f"{name}={plain[name]}, and {about} was made with {before[name]}: one table is "
+                    "of one training. Pass another folder, or the value of before."
+                )
     rows = done(path)
     known = {Job(r["data"], float(r["rate"]), int(r["seed"]), r["method"]) for r in rows}
     wanted = jobs(settings)
     left = [job for job in wanted if job not in known]
-    with path.open("w", newline="") as file, Progress() as bar:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-        file.flush()
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_whole(path, write)
+    write_json(about, {"settings": plain, "versions": versions()})
+    with path.open("a", newline="") as file, Progress() as bar:
         task = bar.add_task("trainings", total=len(wanted), completed=len(wanted) - len(left))
         for row in results(settings, left):
             rows.append(row)
-            writer.writerow(row)
+            csv.DictWriter(file, COLUMNS).writerow(row)
             file.flush()
             bar.advance(task)
     text = table(rows)
-    (settings.out / "table.md").write_text(text + "\n")
-    plain = asdict(settings) | {"out": settings.out.name}
-    about = {
-        "settings": plain | {"data": [name_of(data) for data in settings.data]},
-        "commit": commit(),
-        "versions": versions(),
-        "core_seconds": round(sum(float(row["seconds"]) for row in rows), 1),
-    }
-    write_json(settings.out / "about.json", about)
+    write_whole(settings.out / "table.md", lambda part: part.write_text(text + "\n"))
     print(text)
 
 

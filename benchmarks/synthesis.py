@@ -99,11 +99,17 @@ def run(job: Job, epochs: int) -> list[dict]:
         job._asdict()
         | {"guess": guess}
         | {
-            what: round(float(np.mean([part[guess][what] for part in found])), 5)
+            what: round(float(np.nanmean([value(part, guess, what) for part in found])), 5)
             for what in ("cosine", "r2")
         }
         for guess in GUESSES
     ]
+
+
+def value(part: dict, guess: str, what: str) -> float:
+    """NaN where nothing could be hidden, or nothing varies."""
+    found = (part.get(guess) or {}).get(what)
+    return np.nan if found is None else found
 
 
 def table(rows: list[dict]) -> str:

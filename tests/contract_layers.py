@@ -39,7 +39,7 @@ def call_crta(module: Any, batch: Batch) -> Outputs:
 def smaller_block(block: Any, kept: Any) -> Any:
     """The block of some of the modalities; the context's decoder comes first."""
     made = copy.deepcopy(block)
-    for name in ("residual", "residual_bias"):
+    for name in ("residual_weight", "residual_bias"):
         whole = getattr(block, name)
         setattr(made, name, nn.Parameter(torch.cat([whole[:1], whole[1:][kept]])))
     return made

@@ -6,13 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ["CMML", "ZeroFill", "late fusion (LR)", "mean fill (LR)", "ZeroFill + shallow"]
 
 
-def run(out, *methods):
-    sizes = ["--epochs", "1", "--num-members", "2", "--seeds", "1", "--rates", "0.5", "--jobs", "1"]
+def run(out, *methods, epochs="1"):
+    sizes = ["--num-members", "2", "--seeds", "1", "--rates", "0.5", "--jobs", "1"]
     command = [sys.executable, "benchmarks/accuracy.py", "--data", "breast_cancer@60", *sizes]
+    command += ["--epochs", epochs]
     done = subprocess.run(
         [*command, "--methods", *methods, "--out", str(out)],
         cwd=ROOT,
@@ -36,3 +39,6 @@ def test_a_stopped_run_goes_on_and_every_method_is_in_the_table(tmp_path):
     assert (tmp_path / "table.md").read_text().strip() in printed
     assert all(f"| {method} |" in printed for method in METHODS)
     assert "CMML minus best other of each set" in printed
+    with pytest.raises(subprocess.CalledProcessError) as told:
+        run(tmp_path, *METHODS, epochs="2")
+    assert "ValueError: epochs=2" in told.value.stderr

@@ -161,7 +161,7 @@ def test_hidden_is_like_absent():
 def test_reconstruction_lives_on_what_is_present_and_hidden():
     model, inputs, labels = made(), inputs_of(), labels_of("multiclass")
     for block in model.crta.blocks:
-        nn.init.normal_(block.residual, std=0.1)
+        nn.init.normal_(block.residual_weight, std=0.1)
     model(inputs, PRESENT, None, labels, IDS)  # fills the memory, so that it adds to the guess
     model.eval()
     out = model(inputs, PRESENT, VISIBLE, labels)

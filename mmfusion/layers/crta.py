@@ -98,13 +98,13 @@ class CRTABlock(nn.Module):
         self.norm_hidden = nn.LayerNorm(2 * dim, **kind)
         # In the order of the sequence: context, then each modality. In one tensor, so that the
         # context's part has a gradient, zero, where nobody reads the context (DDP waits for it).
-        self.residual = nn.Parameter(torch.empty(1 + num_modalities, 2 * dim, dim, **kind))
+        self.residual_weight = nn.Parameter(torch.empty(1 + num_modalities, 2 * dim, dim, **kind))
         self.residual_bias = nn.Parameter(torch.empty(1 + num_modalities, dim, **kind))
         self.dropout = nn.Dropout(dropout)
         self._reset_own()
 
     def _reset_own(self) -> None:
-        nn.init.zeros_(self.residual)
+        nn.init.zeros_(self.residual_weight)
         nn.init.zeros_(self.residual_bias)
 
     def reset_parameters(self) -> None:
@@ -115,11 +115,10 @@ class CRTABlock(nn.Module):
     def forward(self, tokens: Tensor, context: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """The residuals of tokens and context."""
         num_context, (modalities, length) = context.shape[1], tokens.shape[1:3]
-        if modalities != len(self.residual) - 1:
+        if modalities != (known := len(self.residual_weight) - 1):
             raise ValueError(
-                f"tokens is {tuple(tokens.shape)}: this block was built for M = "
-                f"{len(self.residual) - 1} modalities, so they are (B, M, L, D). Rebuild it, or "
-                "reshape them."
+                f"tokens is {tuple(tokens.shape)}: this block was built for M = {known}, so they "
+                "are (B, M, L, D). Rebuild it, or reshape them."
             )
         z = torch.cat([context, tokens.flatten(1, 2)], dim=1)  # (B, C + N, D)
         h = self.norm(z)
@@ -128,7 +127,7 @@ class CRTABlock(nn.Module):
         )
         code = F.gelu(self.encode(self.norm_code(z + self.dropout(read))))
         h = self.dropout(self.norm_hidden(F.gelu(self.decode(code))))  # (B, C + N, 2D)
-        weight, bias = self.residual.to(h.dtype), self.residual_bias.to(h.dtype)
+        weight, bias = self.residual_weight.to(h.dtype), self.residual_bias.to(h.dtype)
         d_context = h[:, :num_context] @ weight[0] + bias[0]
         of_tokens = h[:, num_context:].unflatten(1, (modalities, length))
         d_tokens = torch.einsum("bmlh,mhd->bmld", of_tokens, weight[1:]) + bias[1:].unsqueeze(1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.progress import Progress
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, check_random_state
 from torch import Generator, Tensor, nn
 
 from mmfusion import baselines, layers
@@ -65,7 +65,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         shallow: Sequence[str] | None = None,
         options: Mapping[str, Any] | None = None,
         device: str = "auto",
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
         progress: bool = True,
     ) -> None:
         self.method = method
@@ -123,14 +123,15 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         self.scaler_ = FeatureScaler(self.widths_, self.num_components).fit(tensors, seen)
         numbers = None if groups is None else np.unique(groups, return_inverse=True)[1]
         rows = Rows(Features(tensors, self.scaler_(tensors)), seen, labels, numbers)
-        parts = folds(rows, self.num_members, self.target_, self.random_state)
+        seed = self._seed()
+        parts = folds(rows, self.num_members, self.target_, seed)
         self.num_rows_ = [len(kept) for kept, _ in parts]
         device = self._device()
         self.members_ = []
         with self._bar(self.num_members * self.epochs) as advance:
             for number, (kept, _) in enumerate(parts):
                 with torch.random.fork_rng(devices=[] if device == "cpu" else None):
-                    torch.manual_seed(self.random_state * 1000 + number)
+                    torch.manual_seed(seed * 1000 + number)
                     member = self._build(method, len(kept)).to(device)
                     train(
                         member.model,
@@ -140,12 +141,12 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
                         learning_rate=self.learning_rate,
                         hide_rate=self.hide_rate,
                         input_dropout=self.input_dropout,
-                        generator=Generator().manual_seed(self.random_state * 1000 + number),
+                        generator=Generator().manual_seed(seed * 1000 + number),
                         after_epoch=advance,
                     )
                 self.members_.append(member)
         self.decisions_ = crossfit(
-            self.members_, rows, parts, self.hide_rate, self.input_dropout, self.random_state
+            self.members_, rows, parts, self.hide_rate, self.input_dropout, seed
         )
         return self
 
@@ -196,6 +197,11 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
             present = torch.as_tensor(np.asarray(present))
         shapes = {name: (width,) for name, width in self.widths_.items()}
         return normalise(as_tensors(inputs, names), names, present, shapes)
+
+    def _seed(self) -> int:
+        if isinstance(self.random_state, int):
+            return self.random_state
+        return int(check_random_state(self.random_state).randint(2**20))
 
     def _device(self) -> str:
         if self.device != "auto":

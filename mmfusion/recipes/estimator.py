@@ -41,7 +41,7 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
             neither for a baseline.
         options: More arguments for the method's constructor.
         device: ``"auto"`` takes a GPU if there is one.
-        random_state: Seed of folds, weights, hiding and dropout.
+        random_state: Of folds, weights, hiding and dropout: a seed, a ``RandomState``, or None.
         progress: Show a bar.
 
     Attributes:

@@ -77,7 +77,7 @@ class ShallowEvidence(nn.Module):
         counts = present.unsqueeze(2) & self.seen
         parts = torch.where(counts, scores - self.prior, 0)
         if self.target == "regression":
-            parts = parts / present.sum(1).clamp(min=1)[:, None, None]
+            parts = parts / counts.sum(1, keepdim=True).clamp(min=1)
         return parts
 
     def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:

@@ -121,7 +121,8 @@ def men_patients(table: str | Path, reading: Reading, cache: Path | None = None)
         uncut = box is None and (tumour is None or "tumour" in [one.column for one in broken])
         if here and uncut and (layout.tumour or layout.box):
             problems.append("tumour: no box, so that the middle of the first volume was taken")
-        inputs: dict[str, Tensor | None] = {n: value_of(kept) for n, kept in volumes.items()}
+        inputs, damaged = read_each({n: partial(value_of, kept) for n, kept in volumes.items()})
+        problems += damaged
         if "table" in reading.names:
             add_table((inputs, problems), "table", of_table, row)
         return inputs, problems

@@ -1,10 +1,12 @@
 """From a row of a table to the inputs of a patient: what fails is left out, and told."""
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from mmfusion.recipes.cells import Row, TableCoding
@@ -47,9 +49,26 @@ def read_each(
         try:
             inputs[name] = make()
         except Exception as error:  # whatever a damaged file upsets: the others are still read
+            raise_if_of_machine(error)
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             problems.append(f"{name}: {kind}{error}")
     return inputs, problems
+
+
+def raise_if_of_machine(error: Exception) -> None:
+    """Raise what says nothing of a patient: no memory, a full disk, a file system that is gone.
+
+    Example:
+        >>> raise_if_of_machine(ValueError("a damaged file"))
+        >>> raise_if_of_machine(MemoryError())
+        Traceback (most recent call last):
+        MemoryError
+    """
+    gone = (errno.ENOSPC, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.EDQUOT)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, OSError) and error.errno in gone
+    ):
+        raise error
 
 
 def open_table(table: str | Path, usual: str, columns: Iterable[str]) -> OpenedTable:

@@ -17,6 +17,7 @@ from torch import nn
 from mmfusion.recipes.answers import Answer, answer, varies
 from mmfusion.recipes.appending import AppendedCsv
 from mmfusion.recipes.launch import join_processes
+from mmfusion.recipes.patient_rows import raise_if_of_machine
 from mmfusion.recipes.predicted_rows import header, row_of, value_names
 from mmfusion.recipes.reading import Patients
 
@@ -201,6 +202,7 @@ def _read(members: Sequence[Member], row: int) -> list[Item]:
             try:
                 found[id(patients)] = patients[row]
             except Exception as error:  # a patient that cannot be read at all stops no other
+                raise_if_of_machine(error)
                 found[id(patients)] = {"inputs": {}, "error": f"{type(error).__name__}: {error}"}
     return [found[id(patients)] for _, patients in members]
 
@@ -214,7 +216,8 @@ def _ask(
     try:
         answers = answer(member.model, inputs, ids, **how)
         return [(one, item["error"]) for one, item in zip(answers, items, strict=True)]
-    except Exception:  # whatever odd values upset in an encoder
+    except Exception as error:  # whatever odd values upset in an encoder
+        raise_if_of_machine(error)
         if len(items) > 1:
             each = zip(items, ids, strict=True)
             return [one for item, id in each for one in _ask(member, [item], [id], samples, seed)]
@@ -224,6 +227,12 @@ def _ask(
             answer(member.model, [{name: value}], ids, how["reading"], samples=0)
             left[name] = value
         except Exception as error:
+            raise_if_of_machine(error)
             problems.append(f"{name}: {error}")
-    [one] = answer(member.model, [left], ids, **how)
+    try:
+        [one] = answer(member.model, [left], ids, **how)
+    except Exception as error:
+        raise_if_of_machine(error)
+        problems.append(f"{', '.join(left)}: {error}")
+        [one] = answer(member.model, [{}], ids, **how)
     return [(one, "; ".join(filter(None, problems)))]

@@ -16,7 +16,7 @@ def made(num_blocks=2, **options):
 def trained(crta):
     """As after some training: the last projections are no longer zero."""
     for block in crta.blocks:
-        nn.init.normal_(block.residual, std=0.3)
+        nn.init.normal_(block.residual_weight, std=0.3)
         nn.init.normal_(block.residual_bias, std=0.3)
     return crta
 
@@ -173,11 +173,11 @@ def test_a_block_returns_residuals_of_tokens_and_context():
     assert not d_context.any()
     assert block.encode.out_features == 3
     assert CRTABlock(3, 8, 2).encode.out_features == 4
-    nn.init.normal_(block.residual)
+    nn.init.normal_(block.residual_weight)
     d_tokens, d_context = block(TOKENS, CONTEXT.expand(4, -1, -1), PRESENT)
     assert d_tokens.flatten(2).any(2).all()
     block.reset_parameters()
-    assert not block.residual.any()
+    assert not block.residual_weight.any()
 
 
 def test_each_modality_is_decoded_by_itself():
@@ -185,7 +185,7 @@ def test_each_modality_is_decoded_by_itself():
     block = CRTABlock(3, 8, num_heads=2)
     same = TOKENS[:, :1].expand(-1, 3, -1, -1)
     given = (same, CONTEXT.expand(4, -1, -1), torch.ones_like(PRESENT))
-    nn.init.normal_(block.residual.data[2])  # 0 is the context's
+    nn.init.normal_(block.residual_weight.data[2])  # 0 is the context's
     nn.init.ones_(block.residual_bias.data[3])
     d_tokens, d_context = block(*given)
     assert not d_tokens[:, 0].any()

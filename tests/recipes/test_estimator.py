@@ -201,6 +201,17 @@ def test_wrong_calls_say_what_to_do(settings, changed, message):
         CMMLClassifier(**SMALL | settings).fit(given["inputs"], given["y"])
 
 
+def test_the_state_is_a_seed_or_what_scikit_learn_takes():
+    inputs, y, _ = made()
+
+    def predicted(state):
+        model = CMMLClassifier("MeanFill", **SMALL | {"random_state": state})
+        return model.fit(inputs, y).predict_proba(inputs)
+
+    np.testing.assert_array_equal(predicted(np.int64(3)), predicted(np.random.RandomState(3)))
+    assert np.abs(predicted(None) - predicted(None)).max() > 0
+
+
 @pytest.mark.parametrize("method", ["cmml", "MeanFill"])
 @pytest.mark.parametrize("shallow", [(), ("forest",), ("linear", "forest")])
 def test_shallow_evidence_is_what_was_asked_for(method, shallow):

@@ -107,6 +107,16 @@ def test_forests_are_those_of_sklearn_over_the_prior(target):
     assert found[~present].eq(0).all()
 
 
+@pytest.mark.parametrize("kind", [LinearEvidence, ForestEvidence])
+def test_a_modality_that_is_silent_draws_no_regression_to_the_mean(kind):
+    inputs, present = made()
+    present[:] = torch.tensor([True, False])  # the second one was never observed in fit
+    y = inputs["a"][:, :1] * 3
+    evidence = kind(WIDTHS, 1, "regression").fit(inputs, present, y, 1.0)
+    both = evidence(inputs, torch.ones_like(present))
+    torch.testing.assert_close(both, evidence(inputs, present))
+
+
 def test_a_forest_is_silent_of_what_never_varied():
     inputs, present = made(8)
     present[:, 1] = torch.arange(8) < 4

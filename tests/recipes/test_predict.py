@@ -1,6 +1,7 @@
 """Prediction: the numbers are the model's, every patient gets a row, and a kill changes nothing."""
 
 import csv
+import errno
 import json
 import shutil
 import signal
@@ -20,6 +21,7 @@ from mmfusion.layers import PrototypeMemory
 from mmfusion.presence import collate
 from mmfusion.recipes import checkpoint
 from mmfusion.recipes.answers import answer
+from mmfusion.recipes.patient_rows import read_each
 from mmfusion.recipes.predict import Member, hash_weights, predict
 from mmfusion.recipes.predicted_rows import NOBODY
 from mmfusion.recipes.reading import Patients, Reading
@@ -445,3 +447,39 @@ def test_synthetic_training_is_told_in_every_row(path: Path) -> None:
     about = Reading(NAMES, predictable.SHAPES, ("a", "b", "c"), is_synthetic=True)
     people = Patients(about, IDS, lambda row: (inputs_of(row), []))
     assert {row["model"][:10] for row in write(path, Member(model(), people))} == {"SYNTHETIC "}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "No space left")])
+def test_what_the_machine_lacks_is_not_the_patient_s_fault(error: Exception, path: Path) -> None:
+    def read(row: int) -> Any:
+        def scan() -> None:
+            raise error
+
+        return read_each({"scan": scan}) if row == 5 else (inputs_of(row), [])
+
+    with pytest.raises(type(error)):
+        predict([Member(model(), patients(read=read))], path, **HOW)
+    assert len(path.read_text().splitlines()) == 5  # the header and the first chunk
+
+
+class Jealous(torch.nn.Module):
+    """Refuses two modalities together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = model()
+        self.names, self.target, self.edge = NAMES, "multiclass", self.inner.edge
+        self.memory = None
+
+    def forward(self, inputs: Any, present: torch.Tensor, **about: Any) -> Any:
+        if present.sum(1).max() > 1:
+            raise ValueError("one at a time")
+        return self.inner(inputs, present=present, **about)
+
+
+def test_what_fails_together_alone_stops_nobody(path: Path) -> None:
+    found = write(path, Member(Jealous(), patients()), samples=0)
+    assert len(found) == 10
+    assert found[0]["error"] == f"photo, scan, lab: one at a time; {NOBODY}"
+    assert found[0]["used"] == ""
+    assert [row["used"] for row in found if not row["error"]] == ["lab", "scan", "photo"]
