@@ -1,6 +1,7 @@
 """What a run keeps, so that new patients are read as those it was trained on."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -136,8 +137,7 @@ class Patients(Dataset[dict[str, Any]]):
 
 
 def _twice(ids: Sequence[str]) -> set[str]:
-    seen: set[str] = set()
-    return {id for id in ids if id in seen or seen.add(id)}  # type: ignore[func-returns-value]
+    return {id for id, count in Counter(ids).items() if count > 1}
 
 
 def _tuples(value: Any) -> Any:
