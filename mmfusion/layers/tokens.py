@@ -97,7 +97,7 @@ class ModalityTokens(nn.Module):
         tokens = []
         for name, tokeniser in self.modalities.items():
             if tensors[name] is None:
-                blank = tokeniser.embedding.new_zeros(len(present), self.num_tokens, self.dim)
+                blank = tokeniser.embedding.new_zeros(present.shape[0], self.num_tokens, self.dim)
                 tokens.append(blank)
                 continue
             tokens.append(tokeniser(*_as_sequence(name, tensors[name], tokeniser.project.weight)))
@@ -250,7 +250,7 @@ class _Tokeniser(nn.Module):
         if valid is None:  # a vector: each query reads all of it, and the mixing tells slots apart
             pooled = hidden.squeeze(1) + 0 * self.queries.to(hidden.dtype)  # their gradient is zero
         else:
-            queries = self.queries.to(hidden.dtype).expand(len(hidden), -1, -1).unsqueeze(2)
+            queries = self.queries.to(hidden.dtype).expand(hidden.shape[0], -1, -1).unsqueeze(2)
             steps = (1,) * sequence.shape[1]
             pooled = presence_attention(queries, hidden, hidden, valid, lengths=steps).squeeze(2)
         mixed = torch.einsum("bld,lde->ble", pooled, self.mix.to(pooled.dtype))
