@@ -117,7 +117,7 @@ def check_retrieve(
     assert_close("weights", found_weights, weights, 1e-4)
     # of many rows a few have a k-th and a next score that agree to rounding: either is right
     same = (found_indices.sort(-1).values == indices.sort(-1).values).all(-1, keepdim=True)
-    assert same.float().mean() >= 0.98
+    assert same.float().mean() >= (0.99 if queries >= 100 else 0.98)
     assert_close(
         "readout", torch.where(same, found, 0), torch.where(same, truth, 0), READOUT[dtype]
     )
