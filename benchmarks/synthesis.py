@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from accuracy import Job, load, name_of, taken
+from feature_sets import Job, load, name_of, present_rows
 from harness import commit
 from rich.progress import track
 
@@ -47,7 +47,7 @@ class Settings:
     """What to run."""
 
     data: tuple[str, ...] = ("digits", "breast_cancer")
-    """Data sets; see ``accuracy.py``."""
+    """Data sets; see ``feature_sets.py``."""
     rate: float = 0.5
     """At which each modality is absent in training and test rows."""
     seeds: int = 3
@@ -64,7 +64,7 @@ def run(job: Job, epochs: int) -> list[dict]:
     """Train two members of one method, and look at what they guess."""
     torch.set_num_threads(1)
     views, labels, train, test = load(job.data, job.seed)
-    (inputs, present), (test_inputs, test_present) = taken(job, views, len(labels), train, test)
+    present = present_rows(job, len(labels), len(views))
     model = CMMLClassifier(
         job.method.partition(",")[0],
         epochs=epochs,
@@ -74,22 +74,20 @@ def run(job: Job, epochs: int) -> list[dict]:
         random_state=job.seed,
         device="cpu",
         progress=False,
-    ).fit(inputs, labels[train], present)
+    ).fit({name: x[train] for name, x in views.items()}, labels[train], present[train])
 
-    def data(inputs: dict, present: np.ndarray, rows: np.ndarray) -> dict:
-        tensors = {name: torch.from_numpy(x) for name, x in inputs.items()}
+    def data(rows: np.ndarray) -> dict:
+        tensors = {name: torch.from_numpy(x[rows]) for name, x in views.items()}
         return {
             "inputs": model.scaler_(tensors),
-            "present": torch.from_numpy(present),
+            "present": torch.from_numpy(present[rows]),
             "labels": torch.from_numpy(np.searchsorted(model.classes_, labels[rows])),
             "sample_ids": torch.from_numpy(rows),
         }
 
     # No id of a test row is that of a training row, which are numbered from 0 in ``fit``.
-    before = data(inputs, present, train) | {"sample_ids": torch.arange(len(train))}
-    after = data(test_inputs, test_present, test) | {
-        "sample_ids": torch.arange(len(train), len(train) + len(test))
-    }
+    before = data(train) | {"sample_ids": torch.arange(len(train))}
+    after = data(test) | {"sample_ids": torch.arange(len(train), len(train) + len(test))}
     found = [
         part
         for member in model.members_

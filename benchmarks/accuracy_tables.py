@@ -1,0 +1,118 @@
+"""What the reports of ``accuracy.py`` come to: one table, tests between methods, and pages."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mmfusion.evaluation import MissingnessReport, compare, merge
+from mmfusion.evaluation.statistics import holm, wilcoxon
+from mmfusion.recipes.checkpoint import write_whole
+
+COLUMNS = ("data", "rate", "seed", "method")
+Found = dict[str, dict[str, MissingnessReport]]
+
+
+def sum_up(out: Path) -> str:
+    """Write ``results.csv``, ``table.md``, ``comparison.txt`` and pages from all of ``runs/``."""
+    rows, parts = [], {}
+    for path in sorted((out / "runs").glob("*.json")):
+        report, data = MissingnessReport.from_json(path), path.name.partition(" ")[0]
+        parts.setdefault(data, {}).setdefault(report.method, []).append(report)
+        (one,) = report.scores
+        rows.append(
+            {"data": data, "rate": one.condition.rate, "seed": one.seed, "method": report.method}
+            | {metric: round(value, 5) for metric, value in one.values.items()}
+            | {name: report.about[name] for name in ("seconds", "commit")}
+            | {"decisions": json.dumps(report.about["decisions"])}
+        )
+    rows.sort(key=lambda row: [row[name] for name in COLUMNS])
+    found = {
+        data: {method: merge(reports) for method, reports in of.items()}
+        for data, of in parts.items()
+    }
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_whole(out / "results.csv", write)
+    complete = _complete(found)
+    text = table(complete)
+    write_whole(out / "table.md", lambda part: part.write_text(text + "\n"))
+    ranked = "\n\n".join(
+        f"{data}\n{compare(list(of.values())).table()}" for data, of in complete.items()
+    )
+    write_whole(out / "comparison.txt", lambda part: part.write_text(ranked + "\n"))
+    for data, of in complete.items():
+        first, *others = of.values()
+        first.to_html(out / f"report-{data}.html", others)
+    return text
+
+
+def _complete(found: Found) -> Found:
+    """Methods with every run on every data set, CMML first, then by mean AUC."""
+    runs = {
+        data: {key for report in of.values() for key in _values(report)}
+        for data, of in found.items()
+    }
+    methods = [
+        method
+        for method in dict.fromkeys(method for of in found.values() for method in of)
+        if all(
+            method in of and set(_values(of[method])) == runs[data] for data, of in found.items()
+        )
+    ]
+    methods.sort(key=lambda m: (m != "CMML", -np.mean([_mean(of[m]) for of in found.values()])))
+    return {data: {method: of[method] for method in methods} for data, of in found.items()}
+
+
+def table(found: Found) -> str:
+    """AUC in points, mean over seeds and rates of each data set and over data sets, best first."""
+    methods, sets = list(next(iter(found.values()))), list(found)
+    means = {m: np.array([_mean(found[data][m]) for data in sets]) for m in methods}
+    p_values = dict(zip(methods, _against_first(found, methods), strict=True))
+    lines = [f"| method | {' | '.join(sets)} | mean | p |", "|---" * (len(sets) + 3) + "|"]
+    for method in sorted(methods, key=lambda m: -means[m].mean()):
+        p = "" if method == methods[0] else f"{p_values[method]:.2g}"
+        lines.append(f"| {method} | {_cells(means[method], '.2f')} | {p} |")
+    others = [means[m] for m in methods if not m.startswith("CMML")]
+    if methods[0] == "CMML" and others:
+        against = {
+            "best other of each set": np.max(others, axis=0),
+            "best other on average": max(others, key=np.mean),
+        }
+        for what, values in against.items():
+            lines.append(f"| CMML minus {what} | {_cells(means['CMML'] - values, '+.2f')} | |")
+    count = len(_values(found[sets[0]][methods[0]]))
+    lines.append(
+        f"\nMacro one-vs-rest AUC x 100; runs (seeds x rates) per data set: {count}. p: Wilcoxon "
+        f"test against {methods[0]} over all runs, adjusted by Holm."
+    )
+    return "\n".join(lines)
+
+
+def _against_first(found: Found, methods: list[str]) -> list[float]:
+    """P values, NaN for the first."""
+    keys = {data: list(_values(of[methods[0]])) for data, of in found.items()}
+    values = [
+        [_values(found[data][method])[key] for data in found for key in keys[data]]
+        for method in methods
+    ]
+    return holm([np.nan, *(wilcoxon(row, values[0]) for row in values[1:])])
+
+
+def _values(report: MissingnessReport) -> dict[tuple, float]:
+    """AUC of every rate and seed."""
+    return {(s.condition.rate, s.seed): s.values["auc_macro"] for s in report.scores}
+
+
+def _mean(report: MissingnessReport) -> float:
+    return float(np.mean(list(_values(report).values())))
+
+
+def _cells(values: np.ndarray, how: str) -> str:
+    return " | ".join(f"{100 * value:{how}}" for value in (*values, values.mean()))
