@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.concatenate import Concatenate
 from mmfusion.baselines.output import fusion_output, observe, with_losses
-from mmfusion.layers import FusionOutput, Head, ModalityEncoders
+from mmfusion.layers import ConcatPool, FusionOutput, Head, ModalityEncoders
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target, reconstruction_loss
 
@@ -87,7 +87,7 @@ class CascadeAutoencoder(nn.Module):
             nn.ModuleList(_autoencoder(width, dim, **kind) for _ in range(num_blocks))
             for _ in range(2)
         )
-        self.fuse = Concatenate(len(self.names), dim, dropout, **kind)
+        self.fuse = ConcatPool(len(self.names), dim, dropout=dropout, **kind)
         self.head = Head(dim, num_classes, dropout=dropout, **kind) if head is None else head
 
     def reset_parameters(self) -> None:
@@ -111,7 +111,7 @@ class CascadeAutoencoder(nn.Module):
         rows = visible[:, :, None, None]
         imagined = _cascade(self.imagine, torch.where(rows, tokens, 0))
         completed = torch.where(rows, tokens, imagined)
-        fused = self.fuse(completed)
+        fused = F.gelu(self.fuse(completed, torch.ones_like(visible)))
         out = fusion_output(
             self.head(fused),
             fused,

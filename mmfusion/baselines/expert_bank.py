@@ -4,11 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.concatenate import Concatenate
 from mmfusion.baselines.output import fusion_output, observe, with_losses
-from mmfusion.layers import AbsentTokens, FusionOutput, Head, ModalityEncoders, PresenceAttention
+from mmfusion.layers import (
+    AbsentTokens,
+    ConcatPool,
+    FusionOutput,
+    Head,
+    ModalityEncoders,
+    PresenceAttention,
+)
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target
 from mmfusion.ranks import gather_rows
@@ -88,7 +95,7 @@ class ExpertBank(nn.Module):
         self.attention = PresenceAttention(dim, num_heads, **kind)
         self.experts = _Experts(dim, num_experts, num_active, **kind)
         self.dropout = nn.Dropout(dropout)
-        self.fuse = Concatenate(len(self.names), dim, dropout, **kind)
+        self.fuse = ConcatPool(len(self.names), dim, dropout=dropout, **kind)
         self.head = Head(dim, num_classes, dropout=dropout, **kind) if head is None else head
 
     def reset_parameters(self) -> None:
@@ -119,7 +126,7 @@ class ExpertBank(nn.Module):
         x = x + self.dropout(self.attention(h, h, everything, lengths=lengths))
         mixed, probability, chosen = self.experts(x)
         aligned = (x + self.dropout(mixed)).reshape(tokens.shape)
-        fused = self.fuse(aligned)
+        fused = F.gelu(self.fuse(aligned, everything))
         out = fusion_output(
             self.head(fused),
             fused,

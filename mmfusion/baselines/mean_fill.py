@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.concatenate import Concatenate
 from mmfusion.baselines.output import fusion_output, observe, with_losses
-from mmfusion.layers import FusionOutput, Head, ModalityEncoders
+from mmfusion.layers import ConcatPool, FusionOutput, Head, ModalityEncoders
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target
 from mmfusion.ranks import joint_sum
@@ -71,7 +71,7 @@ class MeanFill(nn.Module):
         self.register_buffer("mean", torch.empty(size, **kind))
         self.register_buffer("steps", torch.empty(size[0], dtype=torch.int64, device=device))
         self._reset_own()
-        self.fuse = Concatenate(len(self.names), dim, dropout, **kind)
+        self.fuse = ConcatPool(len(self.names), dim, dropout=dropout, **kind)
         self.head = Head(dim, num_classes, dropout=dropout, **kind) if head is None else head
 
     def reset_parameters(self) -> None:
@@ -94,7 +94,7 @@ class MeanFill(nn.Module):
         """Classify; losses need ``labels``."""
         tokens, present, visible = observe(self.edge, inputs, present, visible, labels, sample_ids)
         completed = torch.where(visible[:, :, None, None], tokens, self.mean)
-        fused = self.fuse(completed)
+        fused = F.gelu(self.fuse(completed, torch.ones_like(visible)))
         out = fusion_output(self.head(fused), fused, tokens, completed, present, visible)
         out = with_losses(self, out, labels)
         if self.training:

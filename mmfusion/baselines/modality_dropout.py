@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.concatenate import Concatenate
 from mmfusion.baselines.output import fusion_output, observe, with_losses
-from mmfusion.layers import FusionOutput, Head, ModalityEncoders
+from mmfusion.layers import ConcatPool, FusionOutput, Head, ModalityEncoders
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target
 
@@ -77,7 +77,7 @@ class ModalityDropout(nn.Module):
         self.edge = ModalityEncoders(modalities, dim, num_tokens, check_values=check_values, **kind)
         self.names = self.edge.names
         self.modality_dropout = modality_dropout
-        self.fuse = Concatenate(len(self.names), dim, dropout, **kind)
+        self.fuse = ConcatPool(len(self.names), dim, dropout=dropout, **kind)
         self.head = Head(dim, num_classes, dropout=dropout, **kind) if head is None else head
 
     def reset_parameters(self) -> None:
@@ -101,9 +101,8 @@ class ModalityDropout(nn.Module):
         visible = self._keep(visible)
         kept = visible.sum(1).clamp(min=1)
         completed = torch.where(visible[:, :, None, None], tokens, 0)
-        fused = self.fuse(
-            completed * (len(self.names) / kept)[:, None, None, None].to(tokens.dtype)
-        )
+        scale = (len(self.names) / kept)[:, None, None, None].to(tokens.dtype)
+        fused = F.gelu(self.fuse(completed * scale, visible))
         out = fusion_output(self.head(fused), fused, tokens, completed, present, visible)
         return with_losses(self, out, labels)
 

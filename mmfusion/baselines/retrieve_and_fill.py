@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.concatenate import Concatenate
 from mmfusion.baselines.output import fusion_output, observe, with_losses
 from mmfusion.functional import retrieve
-from mmfusion.layers import FusionOutput, Head, MemoryBank, ModalityEncoders
+from mmfusion.layers import ConcatPool, FusionOutput, Head, MemoryBank, ModalityEncoders
 from mmfusion.layers.memory import check_query
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target
@@ -92,7 +92,7 @@ class RetrieveAndFill(nn.Module):
             device=torch.get_default_device() if device is None else device
         )
         self.memory.reset()
-        self.fuse = Concatenate(len(self.names), dim, dropout, **kind)
+        self.fuse = ConcatPool(len(self.names), dim, dropout=dropout, **kind)
         self.head = Head(dim, num_classes, dropout=dropout, **kind) if head is None else head
 
     def reset_parameters(self) -> None:
@@ -120,7 +120,7 @@ class RetrieveAndFill(nn.Module):
         guess = torch.where(found[:, :, None, None], remembered[slots, modality], 0)
         ids = torch.where(found, self.memory.ids[0, slots], -1)
         completed = torch.where(rows, tokens, guess)
-        fused = self.fuse(completed)
+        fused = F.gelu(self.fuse(completed, torch.ones_like(visible)))
         out = fusion_output(
             self.head(fused),
             fused,

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.concatenate import Concatenate
 from mmfusion.baselines.output import fusion_output, observe, with_losses
-from mmfusion.layers import FusionOutput, Head, ModalityEncoders
+from mmfusion.layers import ConcatPool, FusionOutput, Head, ModalityEncoders
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target
 from mmfusion.ranks import joint_mean
@@ -83,7 +83,7 @@ class SharedSpecific(nn.Module):
         self.specific = nn.ModuleList(_perceptron(dim, **kind) for _ in self.names)
         self.mix = nn.Linear(2 * dim, dim, **kind)
         self.domain = nn.Linear(dim, len(self.names), **kind)
-        self.fuse = Concatenate(len(self.names), dim, dropout, **kind)
+        self.fuse = ConcatPool(len(self.names), dim, dropout=dropout, **kind)
         self.head = Head(dim, num_classes, dropout=dropout, **kind) if head is None else head
 
     def reset_parameters(self) -> None:
@@ -111,7 +111,7 @@ class SharedSpecific(nn.Module):
         count = visible.sum(1).clamp(min=1)[:, None, None]
         guess = (torch.where(rows, shared, 0).sum(1) / count).unsqueeze(1).expand_as(features)
         completed = torch.where(rows, features, guess)
-        fused = self.fuse(completed)
+        fused = F.gelu(self.fuse(completed, torch.ones_like(visible)))
         out = fusion_output(
             self.head(fused),
             fused,

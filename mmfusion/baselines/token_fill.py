@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.concatenate import Concatenate
 from mmfusion.baselines.output import fusion_output, observe, with_losses
-from mmfusion.layers import AbsentTokens, FusionOutput, Head, ModalityEncoders
+from mmfusion.layers import AbsentTokens, ConcatPool, FusionOutput, Head, ModalityEncoders
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target
 
@@ -64,7 +64,7 @@ class TokenFill(nn.Module):
         self.edge = ModalityEncoders(modalities, dim, num_tokens, check_values=check_values, **kind)
         self.names = self.edge.names
         self.absent = AbsentTokens(len(self.names), num_tokens, dim, **kind)
-        self.fuse = Concatenate(len(self.names), dim, dropout, **kind)
+        self.fuse = ConcatPool(len(self.names), dim, dropout=dropout, **kind)
         self.head = Head(dim, num_classes, dropout=dropout, **kind) if head is None else head
 
     def reset_parameters(self) -> None:
@@ -86,6 +86,6 @@ class TokenFill(nn.Module):
         """Classify; losses need ``labels``."""
         tokens, present, visible = observe(self.edge, inputs, present, visible, labels, sample_ids)
         completed = self.absent(tokens, visible)
-        fused = self.fuse(completed)
+        fused = F.gelu(self.fuse(completed, torch.ones_like(visible)))
         out = fusion_output(self.head(fused), fused, tokens, completed, present, visible)
         return with_losses(self, out, labels)

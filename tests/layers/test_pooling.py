@@ -58,12 +58,22 @@ def test_the_query_learns():
 
 def test_modalities_side_by_side_by_hand():
     pool = ConcatPool(2, 3)
-    torch.nn.init.normal_(pool.norm.bias)  # zeros stay zeros, whatever the norm makes of them
     tokens, present = torch.randn(2, 2, 4, 3), torch.tensor([[True, True], [False, True]])
-    a, b = pool.norm(tokens).mean(2).unbind(1)
+    a, b = tokens.mean(2).unbind(1)
     for row, parts in enumerate(([a[0], b[0]], [torch.zeros(3), b[1]])):
         expected = pool.project(torch.cat(parts))
         torch.testing.assert_close(pool(tokens, present)[row], expected, **TOLERANCE)
+
+
+def test_a_short_guess_has_less_of_a_say():
+    """Normalised, a guess near the mean counted as much as what is observed."""
+    pool, tokens = ConcatPool(2, 3), torch.randn(1, 2, 4, 3)
+    both = torch.tensor([[True, True]])
+    alone = pool(tokens, torch.tensor([[True, False]]))
+    tokens[:, 1] *= 0.5
+    half = pool(tokens, both) - alone
+    tokens[:, 1] *= 2
+    torch.testing.assert_close(2 * half, pool(tokens, both) - alone, **TOLERANCE)
 
 
 def test_it_tells_modalities_apart():
