@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from mmfusion.evaluation.scores import Classes
 from mmfusion.layers import MemoryBank, PresenceAttention
 from mmfusion.presence import collate
-from mmfusion.recipes.batches import generator_for
+from mmfusion.recipes.batches import generator_for, seeded
 from mmfusion.recipes.reading import Reading
 
 DROPS = (_DropoutNd, PresenceAttention, nn.MultiheadAttention)
@@ -164,14 +164,12 @@ def _dropping(
 ) -> Iterator[None]:
     """Dropout on, all else as in evaluation, and draws that hang on ``purpose`` alone."""
     edge = model.edge
-    devices = [tokens.device] if tokens.device.type == "cuda" else []
     try:
         model.edge = _Encoded(edge, tokens, present, times)
         for part in model.modules():
             if isinstance(part, DROPS):
                 part.training = True
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(generator_for(0, 0, purpose).initial_seed())
+        with seeded(generator_for(0, 0, purpose).initial_seed(), tokens.device):
             yield
     finally:
         model.edge = edge

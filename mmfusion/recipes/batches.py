@@ -1,5 +1,6 @@
 """Which samples an epoch takes, and in what order: a function of the seed and the epoch."""
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Iterator
@@ -107,9 +108,29 @@ class Seeded(Dataset[Any]):
 
     def __getitem__(self, draw: Draw) -> Any:
         index, seed = draw
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             return self.data[index]
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Draw under a seed on the CPU and on one device; afterwards all draws go on as before.
+
+    Example:
+        >>> with seeded(7):
+        ...     first = torch.rand(2)
+        >>> with seeded(7):
+        ...     torch.equal(first, torch.rand(2))
+        True
+    """
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU too
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def generator_for(seed: int, epoch: int, purpose: str) -> Generator:

@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from mmfusion.cmml import CMML
 from mmfusion.missingness import hide
+from mmfusion.recipes.batches import seeded
 from mmfusion.recipes.evidence import ForestEvidence, ShallowEvidence
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -237,8 +238,7 @@ def crossfit(
 
     report: dict[str, Any] = {"settings": {}}
     alone = torch.ones(1, dtype=torch.float64)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, members[0].weights.device):
         for kind, first in members[0].shallow.items():
             losses, states = {}, {}
             for setting in first.SETTINGS:

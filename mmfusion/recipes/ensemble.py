@@ -19,6 +19,7 @@ from mmfusion import baselines, layers
 from mmfusion.cmml import CMML
 from mmfusion.presence import normalise
 from mmfusion.recipes import checkpoint
+from mmfusion.recipes.batches import seeded
 from mmfusion.recipes.crossfit import Features, Member, Rows, crossfit, folds, train
 from mmfusion.recipes.evidence import SHALLOW
 from mmfusion.recipes.features import FeatureScaler, as_tensors
@@ -37,7 +38,7 @@ class RowExplanation(NamedTuple):
         evidence: ``(rows, M, Y)``, what each modality adds to the score of each class on its own,
             as weighted in the mixture; None without evidence.
         neighbour_ids: ``(members, rows, M, L, K)``, the training rows that memory lent from, by
-            their place in ``fit``; -1 where none. None without memory.
+            their place in ``fit``; -1 where none. None without a ``MemoryBank``.
         neighbour_weights: As ``neighbour_ids``: how much each lent.
     """
 
@@ -130,8 +131,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         self.members_ = []
         with self._bar(self.num_members * self.epochs) as advance:
             for number, (kept, _) in enumerate(parts):
-                with torch.random.fork_rng(devices=[] if device == "cpu" else None):
-                    torch.manual_seed(seed * 1000 + number)
+                with seeded(seed * 1000 + number, device):
                     member = self._build(method, len(kept)).to(device)
                     train(
                         member.model,
@@ -260,7 +260,8 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         """What was used, what each modality says on its own, and which training rows were lent."""
         check_is_fitted(self, "members_")
         seen = self._read(inputs, present)[1]
-        remembers = getattr(self.members_[0].model, "memory", None) is not None
+        # Prototypes are nobody's rows.
+        remembers = isinstance(getattr(self.members_[0].model, "memory", None), layers.MemoryBank)
 
         def ask(what: str) -> np.ndarray:
             def of(member: Member, x: Features, seen: Tensor) -> Tensor:

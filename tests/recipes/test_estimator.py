@@ -6,7 +6,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 
-from mmfusion.layers import MemoryBank
+from mmfusion.layers import MemoryBank, PrototypeMemory
 from mmfusion.recipes.estimator import METHODS, CMMLClassifier, CMMLRegressor
 
 SMALL = {"dim": 8, "num_members": 2, "epochs": 3, "progress": False, "device": "cpu"}
@@ -139,6 +139,9 @@ def test_explain_names_what_was_used_and_lent():
     assert set(np.unique(found.neighbour_ids)) <= set(range(-1, 60))
     bare = CMMLClassifier("ZeroFill", **SMALL).fit(inputs, y).explain(inputs)
     assert (bare.evidence, bare.neighbour_ids) == (None, None)
+    prototypes = {"memory": PrototypeMemory(3, num_slots=4, dim=8)}
+    learned = CMMLClassifier(**SMALL, options=prototypes).fit(inputs, y).explain(inputs)
+    assert learned.neighbour_ids is None  # they are nobody's rows
 
 
 def test_synthesise_gives_every_modality_for_every_row():
