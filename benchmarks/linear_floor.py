@@ -9,9 +9,10 @@ from torch import Tensor
 
 from mmfusion.losses import task_loss
 from mmfusion.presence import normalise
-from mmfusion.recipes.crossfit import Features, Rows, folds
+from mmfusion.recipes.crossfit import folds
 from mmfusion.recipes.evidence import LinearEvidence
 from mmfusion.recipes.features import FeatureScaler
+from mmfusion.recipes.members import Features, Rows
 
 FLOORS = ("late fusion (LR)", "mean fill (LR)")
 

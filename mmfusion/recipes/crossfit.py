@@ -6,10 +6,8 @@ shallow evidence is regularised and how much of it and of the fusion model goes 
 
 import copy
 import functools
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,104 +16,15 @@ from scipy.optimize import minimize
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from torch import Generator, Tensor, nn
 
-from mmfusion.cmml import CMML
 from mmfusion.missingness import hide
 from mmfusion.recipes.batches import seeded
-from mmfusion.recipes.evidence import ForestEvidence, ShallowEvidence
+from mmfusion.recipes.members import Features, Member, Rows
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "multiclass": F.cross_entropy,
     "multilabel": F.binary_cross_entropy_with_logits,
     "regression": F.mse_loss,
 }
-
-
-class Features(NamedTuple):
-    """Modality to features: as they came, for forests, and scaled, for all else."""
-
-    raw: Mapping[str, Tensor]
-    scaled: Mapping[str, Tensor]
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Features":
-        """All of them changed alike."""
-        return Features(*({name: change(x) for name, x in some.items()} for some in self))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Training rows: features, what is present, labels, and a number per group if any."""
-
-    inputs: Features
-    present: Tensor
-    labels: Tensor
-    groups: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.present)
-
-    def __getitem__(self, rows: Tensor) -> "Rows":
-        inputs = self.inputs.each(lambda x: x[rows])
-        return Rows(inputs, self.present[rows], self.labels[rows])
-
-
-class Member(nn.Module):
-    """A trained model and shallow evidence; weights make one prediction of what they say.
-
-    CMML says two things, what its fused vector and what its modalities say; a baseline says one.
-    """
-
-    weights: Tensor
-
-    def __init__(self, model: nn.Module, shallow: Mapping[str, ShallowEvidence]) -> None:
-        super().__init__()
-        self.model: Any = model
-        self.shallow: Any = nn.ModuleDict(shallow)
-        own = isinstance(model, CMML) and model.evidence is not None
-        self.kinds = ["fusion"] + ["evidence"] * own + list(shallow)
-        even = torch.full((len(self.kinds),), 1 / len(self.kinds), dtype=torch.float64)
-        self.register_buffer("weights", even)
-
-    def own(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
-        """What the model says of scaled features: as ``scores``, of its kinds."""
-        out = self.model(inputs, present=present)
-        if "evidence" not in self.kinds:
-            return self._stacked([out.logits])
-        return self._stacked([out.fused_logits, self.model.evidence.prior() + out.evidence.sum(1)])
-
-    def _stacked(self, said: list[Tensor]) -> Tensor:
-        scores = torch.stack(said, dim=2).double()
-        return scores.log_softmax(1) if self.model.target == "multiclass" else scores
-
-    def beside(self, inputs: Features, present: Tensor, own: Tensor) -> Tensor:
-        """Scores of all kinds, from what the model said."""
-        said = [each(_for(each, inputs), present) for each in self.shallow.values()]
-        return torch.cat([own, self._stacked(said)], dim=2) if said else own
-
-    def scores(self, inputs: Features, present: Tensor) -> Tensor:
-        """Log-probabilities (logits of labels, predictions) of each kind, ``(B, Y, kinds)``."""
-        return self.beside(inputs, present, self.own(inputs.scaled, present))
-
-    def parts(self, inputs: Features, present: Tensor) -> Tensor:
-        """What each modality adds on its own, as weighted: ``(B, M, Y)``."""
-        weights = dict(zip(self.kinds, self.weights, strict=True))
-        parts = torch.zeros((), device=self.weights.device)
-        if "evidence" in weights:
-            out = self.model(inputs.scaled, present=present)
-            parts = parts + weights["evidence"] * out.evidence
-        for kind, shallow in self.shallow.items():
-            parts = parts + weights[kind] * shallow.parts(_for(shallow, inputs), present)
-        return parts
-
-    def forward(self, inputs: Features, present: Tensor) -> Tensor:
-        """Probabilities, or predicted values, ``(B, Y)``."""
-        mixed = self.scores(inputs, present) @ self.weights
-        if self.model.target == "multiclass":
-            return mixed.softmax(1)
-        return mixed.sigmoid() if self.model.target == "multilabel" else mixed
-
-
-def _for(shallow: ShallowEvidence, inputs: Features) -> Mapping[str, Tensor]:
-    return inputs.raw if isinstance(shallow, ForestEvidence) else inputs.scaled
 
 
 def folds(rows: Rows, num_folds: int, target: str, seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -145,66 +54,9 @@ def folds(rows: Rows, num_folds: int, target: str, seed: int) -> list[tuple[Tens
     return [(torch.from_numpy(train), torch.from_numpy(held)) for train, held in parts]
 
 
-def batch_size(num_rows: int) -> int:
-    """About five steps an epoch on few rows, at most 256 rows on many; our design."""
-    return int(min(256, max(32, 2 ** round(math.log2(max(1, num_rows / 5))))))
-
-
-def train(
-    model: nn.Module,
-    rows: Rows,
-    numbers: Tensor,
-    *,
-    epochs: int,
-    learning_rate: float,
-    hide_rate: float,
-    input_dropout: float,
-    generator: Generator,
-    after_epoch: Callable[[], None],
-) -> None:
-    """AdamW under one cycle of the learning rate; modalities hidden and cells dropped at random.
-
-    Args:
-        model: CMML or a baseline; left in eval mode.
-        rows: All training rows; those in ``numbers`` are used.
-        numbers: Which rows; they are also the ids a memory stores.
-        epochs: Passes over the rows.
-        learning_rate: The highest one.
-        hide_rate: See ``missingness.hide``.
-        input_dropout: Of feature cells.
-        generator: For the order of rows and for hiding.
-        after_epoch: Called after every epoch, for a progress bar.
-    """
-    size = batch_size(len(numbers))
-    steps = epochs * -(-len(numbers) // size)
-    optimiser = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-2, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, learning_rate, total_steps=steps + 1, pct_start=0.15
-    )
-    model.train()
-    for _ in range(epochs):
-        for part in numbers[torch.randperm(len(numbers), generator=generator)].split(size):
-            batch = rows[part]
-            device = next(model.parameters()).device
-            loss = model(
-                {n: F.dropout(x.to(device), input_dropout) for n, x in batch.inputs.scaled.items()},
-                present=batch.present.to(device),
-                visible=hide(batch.present, hide_rate, generator).to(device),
-                labels=batch.labels.to(device),
-                sample_ids=part.to(device),
-            ).loss
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-        after_epoch()
-    model.eval()
-
-
 def _say(kind: str, member: Member, inputs: Features, present: Tensor) -> Tensor:
     shallow = member.shallow[kind]
-    return shallow(_for(shallow, inputs), present)
+    return shallow(inputs.of(shallow), present)
 
 
 @torch.no_grad()
@@ -244,7 +96,7 @@ def crossfit(
             for setting in first.SETTINGS:
                 for member, (kept, _) in zip(members, parts, strict=True):
                     part, shallow = rows[kept], member.shallow[kind]
-                    shallow.fit(_for(shallow, part.inputs), part.present, part.labels, setting)
+                    shallow.fit(part.inputs.of(shallow), part.present, part.labels, setting)
                 scores = judged(functools.partial(_say, kind))
                 losses[setting] = float(mixture_loss(scores.unsqueeze(2), labels, target, alone))
                 states[setting] = [copy.deepcopy(m.shallow[kind].state_dict()) for m in members]

@@ -20,9 +20,11 @@ from mmfusion.cmml import CMML
 from mmfusion.presence import normalise
 from mmfusion.recipes import checkpoint
 from mmfusion.recipes.batches import seeded
-from mmfusion.recipes.crossfit import Features, Member, Rows, crossfit, folds, train
+from mmfusion.recipes.crossfit import crossfit, folds
 from mmfusion.recipes.evidence import SHALLOW
 from mmfusion.recipes.features import FeatureScaler, as_tensors
+from mmfusion.recipes.member_training import train
+from mmfusion.recipes.members import Features, Member, Rows
 
 METHODS: dict[str, type[nn.Module]] = {
     "CMML": CMML,

@@ -3,17 +3,10 @@ import torch
 from torch import nn
 
 from mmfusion.baselines import ZeroFill
-from mmfusion.recipes.crossfit import (
-    Features,
-    Member,
-    Rows,
-    as_an_ensemble,
-    batch_size,
-    folds,
-    mixture_loss,
-    mixture_weights,
-)
+from mmfusion.recipes.crossfit import as_an_ensemble, folds, mixture_loss, mixture_weights
 from mmfusion.recipes.evidence import SHALLOW
+from mmfusion.recipes.member_training import batch_size
+from mmfusion.recipes.members import Features, Member, Rows
 
 
 def test_weights_find_the_opinion_that_is_right():

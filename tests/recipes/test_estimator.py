@@ -154,7 +154,8 @@ def test_synthesise_gives_every_modality_for_every_row():
 
 
 def test_groups_decide_the_folds():
-    from mmfusion.recipes.crossfit import Rows, folds
+    from mmfusion.recipes.crossfit import folds
+    from mmfusion.recipes.members import Rows
 
     groups = np.repeat(np.arange(10), 6)
     rows = Rows({}, torch.ones(60, 1).bool(), torch.arange(60) % 3, groups)
