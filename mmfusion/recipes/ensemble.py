@@ -1,9 +1,7 @@
 """What the estimators share: an ensemble of any method over scaled feature vectors."""
 
 import contextlib
-import copy
 import functools
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -15,21 +13,13 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, check_random_state
 from torch import Generator, Tensor, nn
 
-from mmfusion import baselines, layers
-from mmfusion.cmml import CMML
-from mmfusion.presence import normalise
+from mmfusion import layers
 from mmfusion.recipes import checkpoint
 from mmfusion.recipes.batches import seeded
 from mmfusion.recipes.crossfit import crossfit, folds
-from mmfusion.recipes.evidence import SHALLOW
-from mmfusion.recipes.features import FeatureScaler, as_tensors
+from mmfusion.recipes.features import FeatureScaler, as_tensors, columns_of, read
 from mmfusion.recipes.member_training import train
-from mmfusion.recipes.members import Features, Member, Rows
-
-METHODS: dict[str, type[nn.Module]] = {
-    "CMML": CMML,
-    **{name: getattr(baselines, name) for name in baselines.__all__},
-}
+from mmfusion.recipes.members import Features, Member, Rows, build
 
 
 class RowExplanation(NamedTuple):
@@ -102,9 +92,23 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
             present: ``(rows, M)`` bool; None infers it from NaN rows.
             groups: One value per row; rows of one group are never on both sides of a fold.
         """
-        method = self._method()
+        before = dict(self.__dict__)
+        try:
+            self._fit(inputs, y, present, groups)
+        except BaseException:  # refused, or stopped: what was fitted before stays whole
+            self.__dict__ = before
+            raise
+        return self
+
+    def _fit(self, inputs: Mapping[str, Any], y: Any, present: Any, groups: Any) -> None:
+        if self.num_members < 2:
+            raise ValueError(
+                f"num_members={self.num_members}: each member is judged on rows that it left out, "
+                "so there are two or more. Pass at least 2."
+            )
         values = as_tensors(inputs, tuple(inputs))
         self.widths_ = {n: x.shape[1] for n, x in values.items() if x is not None}
+        self.columns_ = columns_of(inputs)
         if not self.widths_:
             raise ValueError(
                 "inputs holds no modality: there is at least one. Pass a dict of arrays."
@@ -125,8 +129,9 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
             )
         self.scaler_ = FeatureScaler(self.widths_, self.num_components).fit(tensors, seen)
         numbers = None if groups is None else np.unique(groups, return_inverse=True)[1]
-        rows = Rows(Features(tensors, self.scaler_(tensors)), seen, labels, numbers)
+        rows = Rows(self._features(tensors), seen, labels, numbers)
         seed = self._seed()
+        self.params_ = self.get_params(deep=False) | {"random_state": seed}
         parts = folds(rows, self.num_members, self.target_, seed)
         self.num_rows_ = [len(kept) for kept, _ in parts]
         device = self._device()
@@ -134,7 +139,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         with self._bar(self.num_members * self.epochs) as advance:
             for number, (kept, _) in enumerate(parts):
                 with seeded(seed * 1000 + number, device):
-                    member = self._build(method, len(kept)).to(device)
+                    member = self._build(len(kept)).to(device)
                     train(
                         member.model,
                         rows,
@@ -150,60 +155,32 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         self.decisions_ = crossfit(
             self.members_, rows, parts, self.hide_rate, self.input_dropout, seed
         )
-        return self
 
-    def _method(self) -> type[nn.Module]:
-        unknown = [kind for kind in self.shallow or () if kind not in SHALLOW]
-        if unknown or isinstance(self.shallow, str):
-            raise ValueError(
-                f"shallow={self.shallow!r}: it lists some of {tuple(SHALLOW)}. Name those, or pass "
-                "() for none."
-            )
-        wanted = str(self.method).replace("_", "").lower()
-        for name, method in METHODS.items():
-            if name.lower() == wanted:
-                return method
-        raise ValueError(f"method={self.method!r}: it is one of {sorted(METHODS)}. Choose one.")
-
-    def _build(self, method: type[nn.Module], num_rows: int) -> Member:
-        """A new member; what a method does not take is left out."""
-        widths = self.scaler_.out_widths
-        taken = inspect.signature(method).parameters
-        sizes: dict[str, Any] = {"num_context": 4, "num_blocks": 2}
-        if method is CMML:  # no slot holds an old copy of a row that another holds anew
-            num_labels = 1 if self.target_ == "multiclass" else self.num_outputs_
-            sizes["memory"] = layers.MemoryBank(
-                len(widths), min(512, num_rows), self.dim, min(8, num_rows), num_labels=num_labels
-            )
-            sizes["evidence"] = layers.ModalityEvidence(
-                len(widths), self.dim, self.num_outputs_, self.target_, dropout=self.dropout
-            )
-        model = method(
-            widths,
-            num_classes=self.num_outputs_,
-            target=self.target_,
+    def _build(self, num_rows: int) -> Member:
+        targets = {"num_outputs": self.num_outputs_, "target": self.target_}
+        return build(
+            str(self.method),
+            self.scaler_.out_widths,
+            **targets,
             dim=self.dim,
-            num_tokens=1,
             dropout=self.dropout,
-            check_values=False,  # looked at already
-            **{name: size for name, size in sizes.items() if name in taken}
-            | copy.deepcopy(dict(self.options or {})),  # no layer is shared by members
+            num_slots=num_rows,
+            num_neighbours=min(self.num_rows_),
+            shallow=self.shallow,
+            options=self.options or {},
         )
-        kinds = (SHALLOW if method is CMML else ()) if self.shallow is None else self.shallow
-        about = (widths, self.num_outputs_, self.target_)
-        return Member(model, {kind: SHALLOW[kind](*about) for kind in kinds})
 
     def _read(self, inputs: Mapping[str, Any], present: Any) -> tuple[dict[str, Tensor], Tensor]:
-        names = tuple(self.widths_)
-        if present is not None:
-            present = torch.as_tensor(np.asarray(present))
-        shapes = {name: (width,) for name, width in self.widths_.items()}
-        return normalise(as_tensors(inputs, names), names, present, shapes)
+        return read(inputs, present, self.widths_, self.columns_)
+
+    def _features(self, tensors: Mapping[str, Tensor]) -> Features:
+        columns = self.scaler_.standardised(tensors)
+        return Features(columns, self.scaler_.project(columns))
 
     def _seed(self) -> int:
-        if isinstance(self.random_state, int):
-            return self.random_state
-        return int(check_random_state(self.random_state).randint(2**20))
+        if self.random_state is None or isinstance(self.random_state, np.random.RandomState):
+            return int(check_random_state(self.random_state).randint(2**20))
+        return int(self.random_state)
 
     def _device(self) -> str:
         if self.device != "auto":
@@ -221,7 +198,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         """What each member answers, on the CPU."""
         check_is_fitted(self, "members_")
         tensors, seen = self._read(inputs, present)
-        features, answers = Features(tensors, self.scaler_(tensors)), []
+        features, answers = self._features(tensors), []
         for member in self.members_:
             move = functools.partial(Tensor.to, device=member.weights.device)
             answers.append(ask(member, features.each(move), move(seen)).cpu())
@@ -281,10 +258,21 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         return RowExplanation(seen.numpy(), evidence, ids, weights)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file, whole or not at all; ``load`` reads it."""
+        """Write everything to one safetensors file, whole or not at all; ``load`` reads it.
+
+        Raises:
+            ValueError: If ``options`` holds a module: a file keeps plain values.
+        """
         check_is_fitted(self, "members_")
-        about = {name: getattr(self, name) for name in self._KEPT}
-        about |= {"class": type(self).__name__, "params": self.get_params()}
+        for name, option in (self.params_["options"] or {}).items():
+            if isinstance(option, nn.Module):
+                raise ValueError(
+                    f"options[{name!r}] is a {type(option).__name__}: a file keeps the arguments "
+                    "of fit as plain values. Pickle the estimator instead."
+                )
+        about = {name: getattr(self, name) for name in ("columns_", *self._KEPT)}
+        params = {n: x.item() if isinstance(x, np.generic) else x for n, x in self.params_.items()}
+        about |= {"class": type(self).__name__, "params": params}
         checkpoint.save(Path(path), self._parts().state_dict(), about)
 
     @classmethod
@@ -301,12 +289,13 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
                 f"what a {cls.__name__} saved. Load it with the class that wrote it."
             )
         made = cls(**about["params"])
-        for name in cls._KEPT:
+        for name in ("columns_", *cls._KEPT):
             setattr(made, name, about[name])
+        made.params_ = about["params"]
         made.scaler_ = FeatureScaler(made.widths_, made.num_components)
-        method, device = made._method(), made._device()
+        device = made._device()
         with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
-            made.members_ = [made._build(method, n).to(device).eval() for n in made.num_rows_]
+            made.members_ = [made._build(n).to(device).eval() for n in made.num_rows_]
         made._parts().load_state_dict(tensors)
         return made
 

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from mmfusion.recipes.ensemble import METHODS, Ensemble, RowExplanation
+from mmfusion.recipes.ensemble import Ensemble, RowExplanation
+from mmfusion.recipes.members import METHODS
 
 __all__ = ["METHODS", "CMMLClassifier", "CMMLRegressor", "RowExplanation"]
 
@@ -22,8 +24,8 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
     the rows left out decide how far to trust the fused vector, each modality's own evidence, and
     linear models and forests of each modality (``decisions_`` says what came out). Features are
     standardised, and projected on principal components where wide, on observed training rows alone;
-    forests get them as they are. Rows outside ``fit`` decide nothing; the same ``random_state``
-    gives the same predictions.
+    forests get them before that projection. Rows outside ``fit`` decide nothing; the same
+    ``random_state`` gives the same predictions.
 
     Args:
         method: ``"cmml"``, or the name of any class in ``mmfusion.baselines``; case and underscores
@@ -39,7 +41,7 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
         shallow: Evidence of shallow models mixed in, ``"linear"`` (one regularised linear model per
             modality) or ``"forest"`` (one forest of randomised trees); None is both for CMML and
             neither for a baseline.
-        options: More arguments for the method's constructor.
+        options: More arguments for the method's constructor, such as ``{"num_tokens": 2}``.
         device: ``"auto"`` takes a GPU if there is one.
         random_state: Of folds, weights, hiding and dropout: a seed, a ``RandomState``, or None.
         progress: Show a bar.
@@ -81,7 +83,14 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
         return np.asarray(self.labels_)
 
     def _encode_targets(self, y: Any) -> Tensor:
+        if missing := int(pd.isna(np.asarray(y, dtype=object)).sum()):
+            raise ValueError(
+                f"y lacks {missing} labels: a classifier learns from known classes. Drop those "
+                "rows."
+            )
         y = np.asarray(y)
+        if y.ndim == 2 and y.shape[1] == 1:  # a column is one class per row
+            y = y[:, 0]
         if y.ndim == 2:
             if not np.isin(y, (0, 1)).all():
                 raise ValueError(
@@ -92,10 +101,10 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
             self.num_outputs_ = y.shape[1]
             return torch.from_numpy(y.astype(np.float32))
         classes, numbers = np.unique(y, return_inverse=True)
-        if len(classes) < 2 or (y.dtype.kind == "f" and np.isnan(y).any()):
+        if len(classes) < 2:
             raise ValueError(
-                f"y holds {len(classes)} classes{' and NaN' if y.dtype.kind == 'f' else ''}: a "
-                "classifier tells at least two known classes apart. Drop rows without a class."
+                f"y holds {len(classes)} class: a classifier tells at least two apart. Pass rows "
+                "of another class too."
             )
         self.target_, self.labels_, self.num_outputs_ = "multiclass", classes.tolist(), len(classes)
         return torch.from_numpy(numbers)

@@ -7,19 +7,21 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
+from mmfusion.presence import normalise
+
 
 class FeatureScaler(nn.Module):
     """Standardise each modality, and project it on its leading principal components.
 
-    Fitted on the observed rows alone; a constant column becomes zero. Modalities no wider than
-    ``num_components`` are standardised only.
+    Fitted on the observed rows alone, in double precision; a constant column becomes zero.
+    Modalities no wider than ``num_components`` are standardised only.
 
     Args:
         widths: Name to feature width.
         num_components: Most components of a modality; None keeps all columns as they are.
 
     Shape:
-        - ``inputs[name]``: ``(B, F)``, zeros where absent; result: name to ``(B, P)``
+        - ``inputs[name]``: ``(B, F)``, zeros where absent; result: name to ``(B, P)`` float32
         - ``present``: ``(B, M)`` bool
 
     Example:
@@ -38,50 +40,69 @@ class FeatureScaler(nn.Module):
             for name, width in widths.items()
         }
         for number, (name, width) in enumerate(widths.items()):
-            self.register_buffer(f"mean_{number}", torch.zeros(width))
-            self.register_buffer(f"project_{number}", torch.zeros(width, self.out_widths[name]))
+            sizes: dict[str, tuple[int, ...]] = {"mean": (width,), "scale": (width,)}
+            if self.out_widths[name] < width:
+                sizes["components"] = (width, self.out_widths[name])
+            for what, size in sizes.items():
+                zeros = torch.zeros(size, dtype=torch.float64)  # a date has ten digits
+                self.register_buffer(f"{what}_{number}", zeros)
 
     def fit(self, inputs: Mapping[str, Tensor], present: Tensor) -> "FeatureScaler":
-        """Take mean, spread and components from the observed rows."""
+        """Take mean, spread and components from the observed rows; zeros where there is none."""
         for number, name in enumerate(self.names):
             rows = inputs[name][present[:, number]].double().numpy()
-            mean, project = self._fitted(rows, self.out_widths[name])
-            getattr(self, f"mean_{number}").copy_(torch.from_numpy(mean))
-            getattr(self, f"project_{number}").copy_(torch.from_numpy(project))
+            for what, found in zip(("mean", "scale"), _spread(rows), strict=True):
+                getattr(self, f"{what}_{number}").copy_(torch.from_numpy(found))
+        for number, columns in enumerate(self.standardised(inputs).values()):
+            components = getattr(self, f"components_{number}", None)
+            seen = columns[present[:, number]].double().numpy()
+            if components is not None and len(seen):
+                count = min(components.shape[1], len(seen))
+                with np.errstate(invalid="ignore"):  # shares of no variance, which nobody reads
+                    pca = PCA(count, svd_solver="full").fit(seen)
+                components[:, :count] = torch.from_numpy(pca.components_.T)
         return self
 
-    @staticmethod
-    def _fitted(rows: np.ndarray, num_components: int) -> tuple[np.ndarray, np.ndarray]:
-        width = rows.shape[1]
-        if not len(rows):  # never observed: zeros for ever
-            return np.zeros(width), np.zeros((width, num_components))
-        spread = rows.std(0)
-        scale = np.where(spread > 1e-12, 1 / np.maximum(spread, 1e-12), 0)
-        if num_components == width:
-            return rows.mean(0), np.diag(scale)
-        project = np.zeros((width, num_components))
-        kept = min(num_components, len(rows))
-        pca = PCA(kept, svd_solver="full").fit((rows - rows.mean(0)) * scale)
-        project[:, :kept] = pca.components_.T
-        return rows.mean(0), scale[:, None] * project
-
-    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Standardised, projected modalities."""
+    def standardised(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All columns, before they are projected: ``(B, F)``."""
         return {
-            name: (inputs[name] - getattr(self, f"mean_{n}")) @ getattr(self, f"project_{n}")
+            name: (
+                (inputs[name].double() - getattr(self, f"mean_{n}")) * getattr(self, f"scale_{n}")
+            ).float()
             for n, name in enumerate(self.names)
         }
 
+    def project(self, standardised: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The leading components of what ``standardised`` gave."""
+        found = {}
+        for number, (name, rows) in enumerate(standardised.items()):
+            components = getattr(self, f"components_{number}", None)
+            found[name] = rows if components is None else rows @ components.float()
+        return found
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Standardised, projected modalities."""
+        return self.project(self.standardised(inputs))
+
+
+def _spread(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean, and one over the standard deviation; zeros where nothing was observed or varies."""
+    if not len(rows):
+        return np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    spread = rows.std(0)
+    varies = spread > 1e-12 * np.abs(rows).max(0)  # more than by rounding
+    return rows.mean(0), np.where(varies, 1 / np.where(varies, spread, 1), 0)
+
 
 def as_tensors(inputs: Mapping[str, object], names: Sequence[str]) -> dict[str, Tensor | None]:
-    """Arrays, frames and tensors as float32 tensors ``(B, F)``; None stays.
+    """Arrays, frames and tensors as float64 tensors ``(B, F)``; None stays.
 
     Raises:
         ValueError: If a modality is not two-dimensional.
 
     Example:
         >>> as_tensors({"lab": [[1, 2]], "photo": None}, ("lab", "photo"))
-        {'lab': tensor([[1., 2.]]), 'photo': None}
+        {'lab': tensor([[1., 2.]], dtype=torch.float64), 'photo': None}
     """
     tensors: dict[str, Tensor | None] = {}
     for name in [*names, *(name for name in inputs if name not in names)]:
@@ -90,12 +111,101 @@ def as_tensors(inputs: Mapping[str, object], names: Sequence[str]) -> dict[str, 
             tensors[name] = None
             continue
         tensor = (
-            value if isinstance(value, Tensor) else torch.tensor(np.asarray(value, dtype=float))
+            value.detach().cpu().double()
+            if isinstance(value, Tensor)
+            else torch.from_numpy(np.array(value, dtype=float, order="C"))
         )
         if tensor.ndim != 2:
             raise ValueError(
                 f"inputs[{name!r}] has shape {tuple(tensor.shape)}: a modality is (rows, "
                 "features). Reshape it; a single column is (rows, 1)."
             )
-        tensors[name] = tensor.float().cpu()
+        tensors[name] = tensor
     return tensors
+
+
+def columns_of(inputs: Mapping[str, object]) -> dict[str, list[str]]:
+    """Names of the columns of those modalities that are frames.
+
+    Example:
+        >>> import pandas
+        >>> columns_of({"lab": pandas.DataFrame({"age": [1]}), "photo": np.ones((1, 2))})
+        {'lab': ['age']}
+    """
+    return {n: [*map(str, x.columns)] for n, x in inputs.items() if hasattr(x, "columns")}
+
+
+def read(
+    inputs: Mapping[str, object],
+    present: object,
+    widths: Mapping[str, int],
+    columns: Mapping[str, list[str]],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Tensors without absent content, and what is present, as ``presence.normalise`` gives them.
+
+    Args:
+        inputs: Arrays, frames, tensors or None.
+        present: What was observed, also as a frame; None infers it.
+        widths: Name to feature width.
+        columns: Names of the columns that frames have to have.
+
+    Raises:
+        ValueError: If frames have other columns, a row has gaps, or ``normalise`` refuses.
+    """
+    for name, found in columns_of(inputs).items():
+        if found != (known := columns.get(name, found)):
+            raise ValueError(
+                f"inputs[{name!r}] has the columns {found}, in fit they were {known}: they are "
+                "told apart by their place. Pass the same, in that order."
+            )
+    names = tuple(widths)
+    tensors, table = as_tensors(inputs, names), present_table(present, names)
+    refuse_gaps(tensors, table)
+    return normalise(tensors, names, table, {name: (width,) for name, width in widths.items()})
+
+
+def present_table(present: object, names: Sequence[str]) -> Tensor | None:
+    """What is present as ``(B, M)``; the columns of a frame are found by name.
+
+    Raises:
+        ValueError: If a frame lacks a column.
+
+    Example:
+        >>> import pandas
+        >>> frame = pandas.DataFrame({"photo": [True], "lab": [False]})
+        >>> present_table(frame, ("lab", "photo")).tolist()
+        [[False, True]]
+    """
+    if present is None or isinstance(present, Tensor):
+        return present
+    if (columns := getattr(present, "columns", None)) is not None:
+        if lacking := [name for name in names if name not in columns]:
+            raise ValueError(
+                f"present has the columns {[*columns]}, without {lacking}: a frame has one for "
+                "each modality, of its name. Name them so, or pass an array in the order of fit."
+            )
+        present = present[list(names)]  # type: ignore[index]
+    return torch.from_numpy(np.array(present))
+
+
+def refuse_gaps(tensors: Mapping[str, Tensor | None], present: Tensor | None) -> None:
+    """Refuse rows that are there with NaN in some cells.
+
+    Raises:
+        ValueError: If there is such a row.
+
+    Example:
+        >>> refuse_gaps({"lab": torch.tensor([[torch.nan, 1.0]])}, torch.tensor([[False]]))
+    """
+    for number, (name, rows) in enumerate(tensors.items()):
+        if rows is None:
+            continue
+        missing = rows.isnan()
+        gaps = missing.any(1) & ~missing.all(1)
+        if present is not None and present.shape == (len(rows), len(tensors)):
+            gaps &= present[:, number].bool().cpu()
+        if gaps.any():
+            raise ValueError(
+                f"inputs[{name!r}] has {int(gaps.sum())} rows with NaN beside numbers: a row is "
+                "there, or absent as a whole. Fill the cells first, such as by sklearn.impute."
+            )

@@ -1,6 +1,8 @@
 """A member of an ensemble, and the rows that it is trained on."""
 
-from collections.abc import Callable, Mapping
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,14 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmfusion import baselines, layers
 from mmfusion.cmml import CMML
-from mmfusion.recipes.evidence import ForestEvidence, ShallowEvidence
+from mmfusion.recipes.evidence import SHALLOW, ForestEvidence, ShallowEvidence
+
+METHODS: dict[str, type[nn.Module]] = {
+    "CMML": CMML,
+    **{name: getattr(baselines, name) for name in baselines.__all__},
+}
 
 
 class Features(NamedTuple):
-    """Modality to features: as they came, for forests, and scaled, for all else."""
+    """Modality to features: all columns standardised, for forests, and projected, for all else."""
 
-    raw: Mapping[str, Tensor]
+    columns: Mapping[str, Tensor]
     scaled: Mapping[str, Tensor]
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Features":
@@ -24,7 +32,7 @@ class Features(NamedTuple):
 
     def of(self, shallow: ShallowEvidence) -> Mapping[str, Tensor]:
         """Those that it reads."""
-        return self.raw if isinstance(shallow, ForestEvidence) else self.scaled
+        return self.columns if isinstance(shallow, ForestEvidence) else self.scaled
 
 
 @dataclass(frozen=True)
@@ -98,3 +106,63 @@ class Member(nn.Module):
         if self.model.target == "multiclass":
             return mixed.softmax(1)
         return mixed.sigmoid() if self.model.target == "multilabel" else mixed
+
+
+def method_named(method: str) -> type[nn.Module]:
+    """CMML or a baseline, however its name is written.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    named = {name.lower(): kind for name, kind in METHODS.items()}
+    kind = named.get(method.replace("_", "").lower())
+    if kind is None:
+        raise ValueError(f"method={method!r}: it is one of {sorted(METHODS)}. Choose one.")
+    return kind
+
+
+def build(
+    method: str,
+    widths: Mapping[str, int],
+    *,
+    num_outputs: int,
+    target: str,
+    dim: int,
+    dropout: float,
+    num_slots: int,
+    num_neighbours: int,
+    shallow: Sequence[str] | None,
+    options: Mapping[str, Any],
+) -> Member:
+    """A new member; what a method does not take is left out, and ``options`` go first.
+
+    Raises:
+        ValueError: If method or shallow evidence is unknown, or ``options`` holds what is known.
+    """
+    kind = method_named(method)
+    unknown = [name for name in shallow or () if name not in SHALLOW]
+    if unknown or isinstance(shallow, str):
+        raise ValueError(
+            f"shallow={shallow!r}: it lists some of {tuple(SHALLOW)}. Name those, or pass () for "
+            "none."
+        )
+    if ours := sorted({"modalities", "num_classes", "target", "dim"} & set(options)):
+        raise ValueError(
+            f"options={ours}: these come from the data, or are an argument of the estimator. Leave "
+            "them out."
+        )
+    sizes: dict[str, Any] = {"num_context": 4, "num_blocks": 2}
+    if kind is CMML:  # no slot holds an old copy of a row that another holds anew
+        kept = min(512, num_slots), dim, min(8, num_neighbours)
+        num_labels = 1 if target == "multiclass" else num_outputs
+        sizes["memory"] = layers.MemoryBank(len(widths), *kept, num_labels=num_labels)
+        sizes["evidence"] = layers.ModalityEvidence(
+            len(widths), dim, num_outputs, target, dropout=dropout
+        )
+    taken = inspect.signature(kind).parameters
+    sizes = {name: size for name, size in sizes.items() if name in taken}
+    sizes |= {"num_tokens": 1, "dropout": dropout, "check_values": False}  # looked at already
+    sizes |= copy.deepcopy(dict(options))  # no layer is shared by members
+    model = kind(widths, num_classes=num_outputs, target=target, dim=dim, **sizes)
+    beside = (SHALLOW if kind is CMML else ()) if shallow is None else shallow
+    return Member(model, {name: SHALLOW[name](widths, num_outputs, target) for name in beside})

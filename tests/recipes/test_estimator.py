@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from mmfusion.layers import MemoryBank, PrototypeMemory
 from mmfusion.recipes.estimator import METHODS, CMMLClassifier, CMMLRegressor
+from mmfusion.recipes.members import method_named
 
 SMALL = {"dim": 8, "num_members": 2, "epochs": 3, "progress": False, "device": "cpu"}
 
@@ -190,10 +191,14 @@ WRONG = [
     ({}, {"inputs": {}}, r"inputs holds no modality.*Pass"),
     ({}, {"inputs": {"lab": None}}, r"inputs holds no modality.*Pass"),
     ({}, {"inputs": {"lab": np.ones(60)}}, r"inputs\['lab'\] has shape \(60,\).*Reshape"),
-    ({}, {"y": np.zeros(60)}, r"y holds 1 classes.*at least two"),
+    ({}, {"y": np.zeros(60)}, r"y holds 1 class.*at least two"),
     ({}, {"y": np.full((60, 2), 3)}, r"y of shape \(60, 2\) holds 3.*0 or 1.*Encode"),
     ({}, {"y": np.zeros(59).astype(int) + np.arange(59) % 2}, r"59 targets for 60 rows.*Pass"),
     ({"num_members": 40}, {}, r"num_members=40.*lower num_members"),
+    ({"num_members": 1}, {}, r"num_members=1:.*two or more.*Pass"),
+    ({"options": {"dim": 4}}, {}, r"options=\['dim'\].*Leave"),
+    ({}, {"y": ["a", None] * 30}, r"y lacks 30 labels.*Drop"),
+    ({}, {"y": np.array([0.0, np.nan] * 30)}, r"y lacks 30 labels.*Drop"),
 ]
 
 
@@ -205,6 +210,89 @@ def test_wrong_calls_say_what_to_do(settings, changed, message):
         CMMLClassifier(**SMALL | settings).fit(given["inputs"], given["y"])
 
 
+def test_a_single_column_of_classes_is_a_class_per_row():
+    import pandas as pd
+
+    inputs, y, _ = made()
+    expected = CMMLClassifier(**SMALL).fit(inputs, y).predict_proba(inputs)
+    for column in (y[:, None], pd.DataFrame({"y": y})):
+        model = CMMLClassifier(**SMALL).fit(inputs, column)
+        assert_array_equal(model.predict_proba(inputs), expected)
+
+
+def test_frames_are_told_apart_by_their_columns():
+    import pandas as pd
+
+    inputs, y, present = made()
+    frames = {n: pd.DataFrame(x, columns=[*"abcdef"][: x.shape[1]]) for n, x in inputs.items()}
+    model = CMMLClassifier(**SMALL).fit(frames, y)
+    expected = model.predict_proba(frames)
+    assert_array_equal(model.predict_proba(inputs), expected)
+    turned = frames | {"lab": frames["lab"][frames["lab"].columns[::-1]]}
+    with pytest.raises(ValueError, match=r"inputs\['lab'\] has the columns.*in that order"):
+        model.predict_proba(turned)
+    names = [*inputs]
+    table = pd.DataFrame(dict(zip(names, present.T, strict=True)))[names[::-1]]
+    assert_array_equal(model.predict_proba(frames, table), expected)
+    with pytest.raises(ValueError, match=r"present has the columns.*without \['lab'\].*Name"):
+        model.predict_proba(frames, table.drop(columns="lab"))
+
+
+def test_arrays_may_lie_backwards_in_memory():
+    inputs, y, _ = made()
+    turned = {name: np.flip(np.flip(x).copy()) for name, x in inputs.items()}
+    expected = CMMLClassifier(**SMALL).fit(inputs, y).predict_proba(inputs)
+    assert_array_equal(CMMLClassifier(**SMALL).fit(turned, y).predict_proba(turned), expected)
+
+
+@pytest.mark.parametrize("method", ["cmml", "MeanFill"])
+def test_large_numbers_lose_nothing(method):
+    inputs, y, _ = made()
+    dates = {name: x + 1.7e9 for name, x in inputs.items()}
+    expected = CMMLClassifier(method, **SMALL).fit(inputs, y).predict_proba(inputs)
+    found = CMMLClassifier(method, **SMALL).fit(dates, y).predict_proba(dates)
+    assert_allclose(found, expected, atol=0.02)
+
+
+def test_a_row_with_gaps_is_refused_unless_it_is_not_there():
+    inputs, y, present = made(absent=0.0)
+    inputs["lab"][3, 0] = np.nan
+    with pytest.raises(ValueError, match=r"inputs\['lab'\] has 1 rows with NaN.*Fill"):
+        CMMLClassifier(**SMALL).fit(inputs, y)
+    present[3, list(inputs).index("lab")] = False
+    CMMLClassifier(**SMALL).fit(inputs, y, present)
+
+
+def test_a_fit_that_is_refused_changes_nothing():
+    inputs, y, _ = made()
+    model = CMMLClassifier(**SMALL).fit(inputs, y)
+    expected = model.predict_proba(inputs)
+    with pytest.raises(ValueError, match="59 targets"):
+        model.fit({"other": inputs["lab"]}, y[:59])
+    assert_array_equal(model.predict_proba(inputs), expected)
+
+
+def test_a_file_keeps_the_arguments_of_fit(tmp_path):
+    inputs, y, _ = made()
+    given = SMALL | {"dim": np.int64(8), "random_state": np.random.RandomState(0)}
+    model = CMMLClassifier(**given, options={"num_tokens": 2}).fit(inputs, y)
+    model.set_params(dim=16, num_components=1)
+    model.save(tmp_path / "model.safetensors")
+    again = CMMLClassifier.load(tmp_path / "model.safetensors")
+    assert_array_equal(again.predict_proba(inputs), model.predict_proba(inputs))
+    assert again.explain(inputs).neighbour_ids.shape[3] == 2
+    memory = MemoryBank(3, 40, 8, num_neighbours=4)
+    model = CMMLClassifier(options={"memory": memory}, **SMALL).fit(inputs, y)
+    with pytest.raises(ValueError, match=r"options\['memory'\] is a MemoryBank.*Pickle"):
+        model.save(tmp_path / "other.safetensors")
+
+
+def test_members_with_few_rows_explain_alike():
+    inputs, _, _ = made(9, absent=0.0)
+    found = CMMLClassifier(**SMALL).fit(inputs, np.arange(9) % 2).explain(inputs)
+    assert found.neighbour_ids.shape == (2, 9, 3, 1, 4)
+
+
 def test_the_state_is_a_seed_or_what_scikit_learn_takes():
     inputs, y, _ = made()
 
@@ -212,7 +300,8 @@ def test_the_state_is_a_seed_or_what_scikit_learn_takes():
         model = CMMLClassifier("MeanFill", **SMALL | {"random_state": state})
         return model.fit(inputs, y).predict_proba(inputs)
 
-    np.testing.assert_array_equal(predicted(np.int64(3)), predicted(np.random.RandomState(3)))
+    assert_array_equal(predicted(np.int64(3)), predicted(3))
+    assert_array_equal(predicted(np.random.RandomState(3)), predicted(np.random.RandomState(3)))
     assert np.abs(predicted(None) - predicted(None)).max() > 0
 
 
@@ -251,4 +340,4 @@ def test_a_class_with_one_row_and_rows_with_nothing_are_no_trouble():
 @pytest.mark.parametrize("method", ["cmml", "masked_transformer", "LateFusion"])
 def test_a_method_is_found_however_its_name_is_written(method):
     wanted = method.replace("_", "").lower()
-    assert CMMLClassifier(method)._method().__name__.lower() == wanted
+    assert method_named(method).__name__.lower() == wanted

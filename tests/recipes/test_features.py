@@ -36,6 +36,6 @@ def test_constant_columns_few_rows_and_none_are_zero_and_finite():
 def test_as_tensors_keeps_unknown_names_for_the_check_that_names_them():
     found = as_tensors({"scan": np.ones((2, 1), dtype=np.float64)}, ("lab",))
     assert found["lab"] is None
-    assert found["scan"].dtype == torch.float32
+    assert found["scan"].dtype == torch.float64
     with pytest.raises(ValueError, match=r"inputs\['lab'\] has shape \(2, 1, 1\).*Reshape"):
         as_tensors({"lab": np.ones((2, 1, 1))}, ("lab",))
