@@ -85,6 +85,7 @@ class Settings:
 def run(job: Job, settings: Settings) -> MissingnessReport:
     """Train one method and score it on the test rows."""
     torch.set_num_threads(1)
+    warnings.filterwarnings("error", category=RuntimeWarning)
     views, labels, train, test = load(job.data, job.seed)
     present = present_rows(job, len(labels), len(views))[train]
     inputs = {name: x[train] for name, x in views.items()}
@@ -129,6 +130,7 @@ def run(job: Job, settings: Settings) -> MissingnessReport:
     )
     report.about |= {
         "title": f"{name_of(job.data)}: modalities missing in training and test alike",
+        "data": Path(job.data).name,
         "settings": {"epochs": settings.epochs, "num_members": settings.num_members},
         "seconds": round(time.perf_counter() - started, 2),
         "commit": commit(),
@@ -155,6 +157,20 @@ def path_of(job: Job, out: Path) -> Path:
     return out / "runs" / f"{name_of(job.data)} {method} {job.rate} {job.seed}.json"
 
 
+def check_alike(job: Job, settings: Settings) -> None:
+    """Refuse the report of another training under the same name."""
+    path = path_of(job, settings.out)
+    before = MissingnessReport.from_json(path).about
+    wanted = {"data": Path(job.data).name}
+    wanted |= {name: getattr(settings, name) for name in before["settings"]}
+    for name, value in (before["settings"] | {"data": before["data"]}).items():
+        if value != wanted[name]:
+            raise ValueError(
+                f"{name}={wanted[name]!r}, and {path} was made with {value!r}: one table is of one "
+                "training. Pass another folder, or the value of before."
+            )
+
+
 def results(settings: Settings, left: list[Job]) -> Iterator[tuple[Job, MissingnessReport]]:
     """Each as it comes."""
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes to come
@@ -170,15 +186,9 @@ def main(settings: Settings) -> None:
     (settings.out / "runs").mkdir(parents=True, exist_ok=True)
     wanted = jobs(settings)
     left = [job for job in wanted if not path_of(job, settings.out).exists()]
-    for found in (settings.out / "runs").glob("*.json"):
-        before = MissingnessReport.from_json(found).about["settings"]
-        for name, value in before.items():
-            if value != getattr(settings, name):
-                raise ValueError(
-                    f"{name}={getattr(settings, name)}, and {found} was made with {value}: one "
-                    "table is of one training. Pass another folder, or the value of before."
-                )
-        break
+    for job in wanted:
+        if job not in left:
+            check_alike(job, settings)
     with Progress() as bar:
         task = bar.add_task("trainings", total=len(wanted), completed=len(wanted) - len(left))
         for job, report in results(settings, left):
@@ -190,5 +200,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("error", category=RuntimeWarning)
     main(tyro.cli(Settings, description=__doc__))

@@ -40,7 +40,7 @@ class Cases(NamedTuple):
 
 
 def collect(data: Data, names: Sequence[str] | None = None, gather: Gather | None = None) -> Cases:
-    """Read the labels and what is present; ``names`` are by default the keys of the inputs.
+    """Read the labels and what is present; ``names`` are by default the keys of the first inputs.
 
     Raises:
         ValueError: If the data can be iterated only once, hold nothing, or have no labels.
@@ -50,9 +50,9 @@ def collect(data: Data, names: Sequence[str] | None = None, gather: Gather | Non
         >>> collect(data).present.tolist()
         [[True, False], [True, False], [True, False]]
     """
-    parts = []
+    parts: list[Any] = []
     for batch in _batches(data):
-        order = tuple(batch["inputs"] if names is None else names)
+        order = parts[0][0] if parts else tuple(batch["inputs"] if names is None else names)
         _, present = normalise(batch["inputs"], order, batch.get("present"), accepts_nan=order)
         labels = _labels(batch)
         ids = np.asarray(batch["sample_ids"]) if _has(batch, "sample_ids") else None

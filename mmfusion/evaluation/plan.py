@@ -40,7 +40,7 @@ def plan(
         - ``cause``: ``(B,)``
 
     Raises:
-        ValueError: If a kind is unknown or a rate is no share.
+        ValueError: If a kind is unknown, or a rate is no share or there twice.
 
     Example:
         >>> found = plan(("subset", "slot_rate"), (0.5,), 0, ("a", "b"), torch.zeros(9))
@@ -54,6 +54,11 @@ def plan(
     if wrong := [rate for rate in rates if not 0 <= rate <= 1]:
         raise ValueError(
             f"rates hold {wrong[0]}: a rate is a share from 0 to 1. Pass 0.3 for 30 per cent."
+        )
+    if twice := [rate for rate in rates if list(rates).count(rate) > 1]:
+        raise ValueError(
+            f"rates hold {twice[0]} twice: a condition has one entry a seed. Pass it once, with "
+            "more seeds."
         )
     size = len(cause)
 

@@ -220,9 +220,14 @@ class _Scorer:
         asked = (self.metrics, self.target, self.classes)
         values, undefined = score(chances, labels, *asked, threshold)
         intervals, dropped = bootstrap(
-            chances, labels, *asked, threshold=threshold, num_resamples=self.num_bootstrap
+            chances,
+            labels,
+            *asked,
+            threshold=threshold,
+            ids=cases.ids[rows],
+            num_resamples=self.num_bootstrap,
         )
-        kept = labels.astype(np.float32)
+        kept = labels.astype(np.float64)
         if self.target != "regression":
             kept = np.where(known[rows], labels, IGNORE).astype(np.int64)
         return Scores(
@@ -246,8 +251,10 @@ class _Scorer:
         )
 
     def probabilities(self, answer: np.ndarray) -> np.ndarray:
-        """What the logits mean, float32; a softmax for each task."""
+        """What the logits mean, float32, a softmax for each task; predictions as they are."""
         found = torch.from_numpy(answer)
+        if self.target == "regression":
+            return answer
         if self.target in ("binary", "multilabel"):
             found = found.sigmoid()
         elif self.target == "multiclass":

@@ -56,6 +56,7 @@ def bootstrap(
     classes: Classes,
     *,
     threshold: float = 0.5,
+    ids: np.ndarray | None = None,
     num_resamples: int = 200,
     seed: int = 0,
 ) -> tuple[dict[str, tuple[float, float]], dict[str, int]]:
@@ -71,6 +72,7 @@ def bootstrap(
         target: What kind of labels.
         classes: Names of the columns.
         threshold: Above it a probability is a yes.
+        ids: Of the cases; rows of one id are drawn together. None takes each row as a case.
         num_resamples: How many to draw.
         seed: Of the draw.
 
@@ -82,9 +84,10 @@ def bootstrap(
         >>> bootstrap(chances, labels, ["accuracy", "auc_macro"], "binary", ("no", "yes"))
         ({'accuracy': (0.25, 1.0), 'auc_macro': (0.0, 1.0)}, {'accuracy': 0, 'auc_macro': 26})
     """
+    ids = np.arange(len(labels)) if ids is None else np.unique(ids, return_inverse=True)[1]
     found = [
-        measure(probabilities, labels, weights, metrics, target, classes, threshold)
-        for weights in resample(len(labels), num_resamples, seed)
+        measure(probabilities, labels, weights[:, ids], metrics, target, classes, threshold)
+        for weights in resample(int(ids.max(initial=-1)) + 1, num_resamples, seed)
     ]
     intervals, dropped = {}, {}
     for metric in metrics:

@@ -129,8 +129,8 @@ def _scores(row: dict[str, Any], target: str) -> Scores:
     }
     row["realised"] = {kind: _number(rate) for kind, rate in row["realised"].items()}
     row["calibration"] = tuple((a, b, int(count)) for a, b, count in row["calibration"])
-    numbers = np.float32 if target == "regression" else np.int64
-    for key, kind in (("probabilities", np.float32), ("labels", numbers), ("case_ids", None)):
+    kinds = (np.float64, np.float64) if target == "regression" else (np.float32, np.int64)
+    for key, kind in zip(("probabilities", "labels", "case_ids"), (*kinds, None), strict=True):
         if row.get(key) is not None:
             row[key] = np.array(row[key], dtype=kind)
     return Scores(**row)

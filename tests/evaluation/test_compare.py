@@ -95,6 +95,12 @@ def test_a_binary_auc_is_compared_by_delong():
     )
 
 
+def test_rows_of_one_case_count_once():
+    of = data("binary")
+    of["sample_ids"] = torch.arange(80) // 2
+    assert compare([method(n, "binary", of) for n in "ab"]).test == "paired bootstrap"
+
+
 def test_delong_and_the_bootstrap_agree():
     several = reports("binary", "a", "b")
     of = data("binary")
@@ -183,15 +189,21 @@ def test_reports_from_files_compare_as_before(tmp_path):
         np.testing.assert_equal(tuple(other), tuple(one))
 
 
-def test_without_predictions_the_pairs_are_conditions_and_seeds(tmp_path):
+def test_without_predictions_the_pairs_are_seeds(tmp_path):
+    """Conditions share cases and model: counted one by one, chance would pass for a difference."""
     several = []
-    for one in reports("multiclass", "a", "b", seeds=range(4)):
+    for one in reports("multiclass", "a", "b", seeds=range(7)):
         one.to_json(tmp_path / "metrics.json", predictions=False)
         several.append(MissingnessReport.from_json(tmp_path / "metrics.json"))
     found = compare(several)
-    assert found.test == "Wilcoxon over conditions and seeds"
-    pairs = [[s.values["auc_macro"] for s in r.scores if s.condition.rate] for r in several]
-    assert len(pairs[0]) == 8
+    assert found.test == "Wilcoxon over seeds"
+    pairs = [
+        [
+            np.mean([s.values["auc_macro"] for s in r.scores if s.condition.rate and s.seed == k])
+            for k in range(7)
+        ]
+        for r in several
+    ]
     assert found.ranked[1].p == pytest.approx(wilcoxon(*pairs))
     assert math.isnan(found.ranked[1].low)
     assert "nan" not in found.table()
@@ -237,6 +249,13 @@ def test_other_patterns():
     refused(
         [one, other], r"rate 0\.3, seed 0 has other patterns for 'b' than for 'a'.*Evaluate all"
     )
+
+
+def test_other_labels():
+    of = data("binary")
+    turned = of | {"labels": 1 - of["labels"]}
+    one, other = method("a", "binary", of), method("b", "binary", turned)
+    refused([one, other], r"a, seed 0 has other labels for 'b'.*same truth\. Evaluate all")
 
 
 def test_other_cases():

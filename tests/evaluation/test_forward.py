@@ -91,6 +91,18 @@ def test_batches_of_a_loader_are_as_the_mapping():
     assert collect(loader).ids.tolist() == list(range(11))
 
 
+def test_the_first_batch_names_the_modalities():
+    of = data(8)
+    halves = [
+        {"inputs": {n: x[rows] for n, x in of["inputs"].items()}, "labels": of["labels"][rows]}
+        for rows in (slice(4), slice(4, 8))
+    ]
+    halves[1]["inputs"] = dict(reversed(halves[1]["inputs"].items()))
+    np.testing.assert_array_equal(ask(total, halves), ask(total, of))
+    halves[1]["inputs"].pop(NAMES[0])
+    assert collect(halves).present[4:, 0].tolist() == [False] * 4
+
+
 def test_a_large_mapping_goes_in_parts():
     sizes = []
 

@@ -80,14 +80,14 @@ def test_what_was_written_is_read(tmp_path):
 
 
 def test_labels_of_a_regression_stay_floating(tmp_path):
-    kept = {"labels": np.array([[1.5, NAN]], np.float32), "case_ids": np.array([7])}
-    kept["probabilities"] = np.array([[1.123456789, 1e-9]], np.float32)
+    kept = {"labels": np.array([[1.5, NAN]], np.float64), "case_ids": np.array([7])}
+    kept["probabilities"] = np.array([[1.123456789, 1e-9]], np.float64)
     report(entry(rate(0.5), 1.0, **kept), target="regression").to_json(tmp_path / "metrics.json")
     read = MissingnessReport.from_json(tmp_path / "metrics.json").scores[0]
     np.testing.assert_equal(read.labels, kept["labels"])
-    assert read.labels.dtype == np.float32
+    assert read.labels.dtype == np.float64
     np.testing.assert_equal(read.probabilities, kept["probabilities"])  # ranks are in the last bit
-    assert "[[1.1234568, 1e-09]]" in (tmp_path / "metrics.json").read_text()
+    assert "[[1.123456789, 1e-09]]" in (tmp_path / "metrics.json").read_text()
 
 
 def test_predictions_stay_out_on_request(tmp_path):

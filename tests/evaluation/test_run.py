@@ -81,7 +81,7 @@ def test_cmml_of_every_target(target, tmp_path):
     }.get(target, logits.sigmoid())
     np.testing.assert_allclose(whole.probabilities, expected, atol=1e-5)
     np.testing.assert_allclose(whole.labels, of["labels"])
-    assert whole.labels.dtype == (np.float32 if target == "regression" else np.int64)
+    assert whole.labels.dtype == (np.float64 if target == "regression" else np.int64)
     assert (whole.calibration == ()) == (target == "regression")
     report.to_json(tmp_path / "metrics.json")
     assert MissingnessReport.from_json(tmp_path / "metrics.json").table() == report.table()
@@ -182,6 +182,36 @@ def test_a_regression_may_be_of_minus_a_hundred():
     assert one.cases == 59
     assert one.labels[0].tolist() == [-100, -100]
     assert one.values == {"mae": 0}
+
+
+def test_large_values_of_a_regression_keep_all_digits(tmp_path):
+    of = data("regression")
+    of["labels"] = of["labels"].double() + 1.7e9
+    report = evaluate(
+        lambda inputs, present: of["labels"],
+        of,
+        target="regression",
+        kinds=["per_modality"],
+        rates=[0.0],
+        metrics=["rmse", "r2"],
+    )
+    assert report.scores[0].values == {"rmse": 0, "r2": 1}
+    report.to_json(tmp_path / "metrics.json")
+    read = MissingnessReport.from_json(tmp_path / "metrics.json")
+    np.testing.assert_array_equal(read.scores[0].probabilities, of["labels"].numpy())
+
+
+def test_rows_of_one_case_are_drawn_together():
+    """Else repeating each row would look like more cases, and narrow the intervals."""
+    of, ids = data(), torch.arange(60)
+    few = run(of=of | {"sample_ids": ids}, num_bootstrap=100)
+    again = torch.arange(60).repeat(4)
+    inputs = {name: value[again] for name, value in of["inputs"].items()}
+    many = {"inputs": inputs, "labels": of["labels"][again], "sample_ids": ids[again]}
+    many = run(of=many, num_bootstrap=100)
+    for one, other in zip(few.scores, many.scores, strict=True):
+        if one.condition.kind == "subset":
+            np.testing.assert_allclose(other.intervals["auc_macro"], one.intervals["auc_macro"])
 
 
 def test_a_class_without_a_case_has_a_reason():
@@ -370,6 +400,7 @@ def test_scoring_takes_little_time_beside_the_model():
             {"kinds": ["slot_rate"], "rates": [0.9]},
             r"rates=\[0\.9\].*have no pattern\. Add 'subset'",
         ),
+        ({"rates": [0.5, 0.5]}, r"rates hold 0\.5 twice.*Pass it once"),
         ({"rates": [30]}, r"rates hold 30: a rate is a share.*Pass 0\.3"),
         ({"classes": "AB"}, r"classes='AB' with target='multiclass' and 3 logits.*Pass as many"),
         ({"classes": {"a": "AB"}}, r"classes=\{'a': 'AB'\}.*3 logits: each logit.*Pass as many"),
