@@ -154,9 +154,9 @@ def batches(samples: Sequence[Any], data: Derm7pt) -> dict[str, Any]:
     return batch
 
 
-def whole(data: Derm7pt) -> dict[str, Any]:
-    """All samples in one batch."""
-    return batches([data[row] for row in range(len(data))], data)
+def in_batches(data: Derm7pt) -> Any:
+    """All samples, in order, for each rank."""
+    return reporting.in_order(data, functools.partial(batches, data=data), all_ranks=True)
 
 
 def score(model: torch.nn.Module, samples: Any, data: Derm7pt, **how: Any) -> MissingnessReport:
@@ -231,7 +231,7 @@ def main(settings: Settings) -> None:
         folder = settings.out / "checkpoints" / ("ablation" if stages else "cmml")
         model, histories[name] = train(settings, data, folder, **stages)
         report = score(model, test, test, method=name, seeds=[settings.plan.seed], about=about)
-        report.diagnostics = diagnose(model, *(whole(data[split]) for split in ("train", "test")))
+        report.diagnostics = diagnose(model, in_batches(data["train"]), in_batches(test))
         reports.append(report)
     state.destroy_process_group()
     if not main_process:

@@ -1,12 +1,12 @@
 """Why a model scores as it does: what it synthesises, remembers and aligns."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmfusion.evaluation.forward import Data
 from mmfusion.evaluation.probing import Observed, Probe, observe, probe
 
 __all__ = ["alignment_gap", "diagnose", "memory_use", "projection", "synthesis"]
@@ -14,9 +14,7 @@ __all__ = ["alignment_gap", "diagnose", "memory_use", "projection", "synthesis"]
 Json = dict[str, Any]
 
 
-def diagnose(
-    model: Any, train: Mapping[str, Any], test: Mapping[str, Any], *, batch_size: int = 256
-) -> Json:
+def diagnose(model: Any, train: Data, test: Data, *, batch_size: int = 256) -> Json:
     """Everything below that a model has, as plain data for ``MissingnessReport.diagnostics``.
 
     Each modality of the test data is hidden in turn, so it costs ``M + 1`` passes over them. The
@@ -24,9 +22,10 @@ def diagnose(
 
     Args:
         model: CMML or a baseline.
-        train: ``inputs`` and ``labels``, and ``present`` and ``sample_ids`` where there are any.
+        train: ``inputs`` and ``labels``, and ``present`` and ``sample_ids`` where there are any; or
+            batches of that form, such as a ``DataLoader``.
         test: The same of other samples, with other ids than those of training.
-        batch_size: Samples at a time.
+        batch_size: Samples at a time, of what is no batches yet.
 
     Returns:
         ``synthesis``, ``projection``, ``alignment`` and ``memory``, of which a model lacks some.

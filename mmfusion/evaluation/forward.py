@@ -51,7 +51,7 @@ def collect(data: Data, names: Sequence[str] | None = None, gather: Gather | Non
         [[True, False], [True, False], [True, False]]
     """
     parts: list[Any] = []
-    for batch in _batches(data):
+    for batch in batches(data):
         order = parts[0][0] if parts else tuple(batch["inputs"] if names is None else names)
         _, present = normalise(batch["inputs"], order, batch.get("present"), accepts_nan=order)
         labels = _labels(batch)
@@ -114,7 +114,7 @@ def logits(
     found: list[list[np.ndarray]] = [[] for _ in wanted]
     first = cases.mine.start
     with _evaluating(models):
-        for batch in _batches(data):
+        for batch in batches(data):
             labels = _labels(batch)
             rows = slice(first, first + len(labels))
             first = rows.stop
@@ -151,8 +151,14 @@ def _answer(
     return answer.double().reshape(len(seen), -1).cpu().numpy()
 
 
-def _batches(data: Data) -> Iterator[Mapping[str, Any]]:
-    """The batches of the data, a mapping cut into some."""
+def batches(data: Data, batch_size: int = ROWS) -> Iterator[Mapping[str, Any]]:
+    """The batches of the data, a mapping cut into some.
+
+    Example:
+        >>> data = {"inputs": {"a": torch.ones(3, 2)}, "labels": torch.arange(3)}
+        >>> [len(batch["labels"]) for batch in batches(data, batch_size=2)]
+        [2, 1]
+    """
     if not isinstance(data, Mapping):
         if iter(data) is data:
             raise ValueError(
@@ -162,8 +168,8 @@ def _batches(data: Data) -> Iterator[Mapping[str, Any]]:
         yield from data
         return
     total = len(data["labels"]) if _has(data, "labels") else 1
-    for first in range(0, total, ROWS):
-        rows = slice(first, first + ROWS)
+    for first in range(0, total, batch_size):
+        rows = slice(first, first + batch_size)
         inputs = _over_tensors(itemgetter(rows), data["inputs"])
         rest = {
             key: data[key][rows] for key in ("labels", "present", "sample_ids") if _has(data, key)

@@ -1,12 +1,13 @@
 """Hide each modality in turn, and keep what a model makes of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+
+from mmfusion.evaluation.forward import Data, batches
 
 __all__ = ["Observed", "Probe", "observe", "probe"]
 
@@ -50,47 +51,44 @@ class Probe(NamedTuple):
 
 
 @torch.no_grad()
-def observe(model: Any, data: Mapping[str, Any], *, batch_size: int = 256) -> Observed:
+def observe(model: Any, data: Data, *, batch_size: int = 256) -> Observed:
     """Encode a data set with nothing hidden; arguments as for ``diagnose``."""
     model.eval()
-    return _observed(model, data, [model(**batch) for batch in _batches(model, data, batch_size)])
+    found = [(model(**given), labels) for given, labels in _batches(model, data, batch_size)]
+    return _observed(model, *zip(*found, strict=True))
 
 
 @torch.no_grad()
-def probe(model: Any, data: Mapping[str, Any], *, batch_size: int = 256) -> Probe:
+def probe(model: Any, data: Data, *, batch_size: int = 256) -> Probe:
     """Hide each modality in turn, and keep what the model makes of it; as for ``diagnose``."""
     model.eval()
     whole, parts = [], []
-    for batch in _batches(model, data, batch_size):
-        out = model(**batch)
+    for given, labels in _batches(model, data, batch_size):
+        out = model(**given)
         runs = []
         for column in range(out.present.shape[1]):
             visible = out.present.clone()
             visible[:, column] = False
-            runs.append(model(**batch, visible=visible))
-        whole.append(out)
+            runs.append(model(**given, visible=visible))
+        whole.append((out, labels))
         parts.append([_columns(runs, name) for name in Probe._fields[2:]])
-    observed = _observed(model, data, whole)
+    observed = _observed(model, *zip(*whole, strict=True))
     if observed.aligned is None:  # such a model returns what it completed
         parts = [[guess, None, *rest] for guess, _, *rest in parts]
     fields = [None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True)]
     return Probe(observed, observed.present & (observed.present.sum(1) > 1)[:, None], *fields)
 
 
-def _batches(model: Any, data: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
-    """Arguments of the model, on its device."""
+def _batches(model: Any, data: Data, batch_size: int) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Arguments of the model, on its device; and labels."""
     device = next(model.parameters()).device
-    given = {key: data[key] for key in ("inputs", "present", "sample_ids") if key in data}
-    for start in range(0, len(data["labels"]), batch_size):
-        rows = slice(start, start + batch_size)
-        yield tree_map_only(Tensor, partial(_taken, rows=rows, device=device), given)
+    for batch in batches(data, batch_size):
+        given = {key: batch[key] for key in ("inputs", "present", "sample_ids") if key in batch}
+        moved = tree_map_only(Tensor, lambda leaf: leaf.to(device), given)
+        yield moved, torch.as_tensor(batch["labels"]).cpu()
 
 
-def _taken(leaf: Tensor, rows: slice, device: torch.device) -> Tensor:
-    return leaf[rows].to(device)
-
-
-def _observed(model: Any, data: Mapping[str, Any], outputs: Sequence[Any]) -> Observed:
+def _observed(model: Any, outputs: Sequence[Any], labels: Sequence[Tensor]) -> Observed:
     aligned = None
     if outputs[0].reference is not None:
         aligned = torch.cat([out.aligned for out in outputs]).float().cpu()
@@ -99,7 +97,7 @@ def _observed(model: Any, data: Mapping[str, Any], outputs: Sequence[Any]) -> Ob
         tokens=torch.cat([out.tokens for out in outputs]).float().cpu(),
         present=torch.cat([out.present for out in outputs]).cpu(),
         aligned=aligned,
-        labels=torch.as_tensor(data["labels"]).cpu(),
+        labels=torch.cat(list(labels)),
     )
 
 

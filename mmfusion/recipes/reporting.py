@@ -22,20 +22,23 @@ from mmfusion.recipes.checkpoint import write_whole
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
 
-def in_order(data: Dataset[Any], collate: Collate, batch_size: int = 64) -> DataLoader[Any]:
+def in_order(
+    data: Dataset[Any], collate: Collate, batch_size: int = 64, *, all_ranks: bool = False
+) -> DataLoader[Any]:
     """Batches for ``evaluate``; over several ranks, of the consecutive part that is this one's.
 
     Args:
         data: Items as ``collate`` takes them.
         collate: Items to a batch of ``inputs``, ``present`` and ``labels``.
         batch_size: Samples at a time.
+        all_ranks: Take the parts of all ranks, for what one rank does alone.
 
     Example:
         >>> [len(batch) for batch in in_order(range(5), list, batch_size=2)]
         [2, 2, 1]
     """
     state, rows = PartialState(), torch.arange(len(data))  # type: ignore[arg-type]
-    mine = rows.tensor_split(state.num_processes)[state.process_index]
+    mine = rows if all_ranks else rows.tensor_split(state.num_processes)[state.process_index]
     return DataLoader(
         Subset(data, mine.tolist()),
         batch_size=batch_size,

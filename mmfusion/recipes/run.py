@@ -92,8 +92,8 @@ def run(
     state.destroy_process_group()
     if not state.is_main_process:
         return
-    whole = [join([cases[row] for row in range(len(cases))]) for cases in (train, test)]
-    report.diagnostics = diagnose(model, *whole)
+    both = [reporting.in_order(cases, join, all_ranks=True) for cases in (train, test)]
+    report.diagnostics = diagnose(model, *both)
     reporting.write_reports([report], folder)
     seconds = round(time.perf_counter() - started, 1)
     reporting.write_json(folder / "history.json", {"epochs": history, "seconds": seconds})

@@ -18,6 +18,7 @@ from mmfusion.evaluation.diagnostics import (
     projection,
     synthesis,
 )
+from mmfusion.evaluation.forward import batches
 from mmfusion.evaluation.probing import Observed, Probe, observe, probe
 from mmfusion.layers import FusionOutput, MemoryBank
 
@@ -236,6 +237,8 @@ def test_a_model_is_diagnosed_by_what_it_has(data, left_out):
         wanted -= {"alignment"}
     assert set(found) == wanted
     json.dumps(found, allow_nan=False)
+    parts = [list(batches(split, 7)) for split in data]
+    assert flat(diagnose(model, *parts)) == pytest.approx(flat(found), nan_ok=True)
     again = diagnose(model, train, test)  # in one batch
     assert flat(found) == pytest.approx(flat(again), abs=1e-3, nan_ok=True)
     if "memory" in wanted:
