@@ -37,6 +37,7 @@ from torch import Tensor
 
 from mmfusion import baselines
 from mmfusion.evaluation import MissingnessReport, evaluate
+from mmfusion.layers import PresencePool
 from mmfusion.recipes.estimator import CMMLClassifier
 from mmfusion.recipes.evidence import SHALLOW
 from mmfusion.recipes.reporting import versions, write_json
@@ -54,6 +55,19 @@ ABLATIONS: dict[str, dict] = {
     "CMML, one context token": {"options": {"num_context": 1}},
     "CMML, no hiding": {"hide_rate": 0.0},
 }
+TRIALS: dict[str, dict] = {  # what the defaults were chosen against
+    "CMML, pooled by attention": {"options": {"pool": PresencePool(64)}},
+    "CMML, two tokens": {"options": {"num_tokens": 2}},
+    "CMML, four blocks": {"options": {"num_blocks": 4}},
+    "CMML, width 32": {"dim": 32},
+    "CMML, width 128": {"dim": 128},
+    "CMML, dropout 0.1": {"dropout": 0.1},
+    "CMML, dropout 0.5": {"dropout": 0.5},
+    "CMML, no input dropout": {"input_dropout": 0.0},
+    "CMML, hiding 0.3": {"hide_rate": 0.3},
+    "CMML, learning rate 1e-3": {"learning_rate": 1e-3},
+    "CMML, reconstruction x 4": {"options": {"reconstruction_weight": 4.0}},
+}
 METHODS = ("CMML", *baselines.__all__, *FLOORS)
 METRICS = ("auc_macro", "accuracy", "balanced_accuracy", "brier", "ece")
 
@@ -65,9 +79,11 @@ class Settings:
     data: tuple[str, ...] = ("digits", "breast_cancer")
     """Data sets; see ``feature_sets.py``."""
     methods: tuple[str, ...] = METHODS
-    """Any of the default, of the ablations ("CMML, no memory"), or "<baseline> + shallow"."""
+    """Any of the default, a variant of CMML ("CMML, no memory"), or "<baseline> + shallow"."""
     ablations: bool = False
-    """Also every ablation of CMML."""
+    """Also CMML without each of its parts."""
+    trials: bool = False
+    """Also CMML with other settings than its defaults."""
     rates: tuple[float, ...] = (0.3, 0.5, 0.7)
     """At which each modality is absent."""
     seeds: int = 3
@@ -97,9 +113,10 @@ def run(job: Job, settings: Settings) -> MissingnessReport:
         )
     else:
         method, _, mixed = job.method.partition(" + ")
-        about = ABLATIONS.get(method, {"shallow": tuple(SHALLOW)} if mixed else {})
+        variants = ABLATIONS | TRIALS
+        about = variants.get(method, {"shallow": tuple(SHALLOW)} if mixed else {})
         model = CMMLClassifier(
-            "CMML" if method in ABLATIONS else method,
+            "CMML" if method in variants else method,
             epochs=settings.epochs,
             num_members=settings.num_members,
             random_state=job.seed,
@@ -141,7 +158,8 @@ def run(job: Job, settings: Settings) -> MissingnessReport:
 
 def jobs(settings: Settings) -> list[Job]:
     """All of them, a whole seed and rate at a time."""
-    methods = (*settings.methods, *(ABLATIONS if settings.ablations else ()))
+    variants = (ABLATIONS if settings.ablations else {}) | (TRIALS if settings.trials else {})
+    methods = (*settings.methods, *variants)
     return [
         Job(data, rate, seed, method)
         for seed in range(settings.seeds)

@@ -74,11 +74,10 @@ def table(found: Found) -> str:
     """AUC in points, mean over seeds and rates of each data set and over data sets, best first."""
     methods, sets = list(next(iter(found.values()))), list(found)
     means = {m: np.array([_mean(found[data][m]) for data in sets]) for m in methods}
-    p_values = dict(zip(methods, _against_first(found, methods), strict=True))
-    lines = [f"| method | {' | '.join(sets)} | mean | p |", "|---" * (len(sets) + 3) + "|"]
+    p_values = _against_first(found, methods)
+    rows = [["method", *sets, "mean", "p"], ["---"] * (len(sets) + 3)]
     for method in sorted(methods, key=lambda m: -means[m].mean()):
-        p = "" if method == methods[0] else f"{p_values[method]:.2g}"
-        lines.append(f"| {method} | {_cells(means[method], '.2f')} | {p} |")
+        rows.append([method, *_cells(means[method], ".2f"), p_values.get(method, "")])
     others = [means[m] for m in methods if not m.startswith("CMML")]
     if methods[0] == "CMML" and others:
         against = {
@@ -86,30 +85,34 @@ def table(found: Found) -> str:
             "best other on average": max(others, key=np.mean),
         }
         for what, values in against.items():
-            lines.append(f"| CMML minus {what} | {_cells(means['CMML'] - values, '+.2f')} | |")
+            rows.append([f"CMML minus {what}", *_cells(means["CMML"] - values, "+.2f"), ""])
     count = len(_values(found[sets[0]][methods[0]]))
-    lines.append(
-        f"\nMacro one-vs-rest AUC x 100; runs (seeds x rates) per data set: {count}. p: Wilcoxon "
-        f"test against {methods[0]} over data sets and seeds, adjusted by Holm."
-    )
-    return "\n".join(lines)
+    note = f"Macro one-vs-rest AUC x 100; runs (seeds x rates) per data set: {count}."
+    if p_values:
+        note += f" p: Wilcoxon test against {methods[0]} over data sets and seeds, by Holm."
+    else:
+        rows = [row[:-1] for row in rows]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note])
 
 
-def _against_first(found: Found, methods: list[str]) -> list[float]:
-    """P values of pairs (data set, seed), each averaged over rates; NaN for the first."""
+def _against_first(found: Found, methods: list[str]) -> dict[str, str]:
+    """P values over pairs (data set, seed), each averaged over rates; {} where they say nothing."""
     pairs = [
         (data, seed)
         for data, of in found.items()
         for seed in sorted({seed for _, seed in _values(of[methods[0]])})
     ]
-    means = [
+    if len(pairs) < 6:
+        return {}
+    first, *others = (
         [
             np.mean([v for (_, k), v in _values(found[data][method]).items() if k == seed])
             for data, seed in pairs
         ]
         for method in methods
-    ]
-    return holm([np.nan, *(wilcoxon(row, means[0]) for row in means[1:])])
+    )
+    adjusted = holm([wilcoxon(row, first) for row in others])
+    return {method: f"{p:.2g}" for method, p in zip(methods[1:], adjusted, strict=True)}
 
 
 def _values(report: MissingnessReport) -> dict[tuple, float]:
@@ -121,5 +124,5 @@ def _mean(report: MissingnessReport) -> float:
     return float(np.mean(list(_values(report).values())))
 
 
-def _cells(values: np.ndarray, how: str) -> str:
-    return " | ".join(f"{100 * value:{how}}" for value in (*values, values.mean()))
+def _cells(values: np.ndarray, how: str) -> list[str]:
+    return [f"{100 * value:{how}}" for value in (*values, values.mean())]
