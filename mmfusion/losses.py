@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmfusion.functional import class_contrastive
+from mmfusion.layers.evidence import TARGETS
 from mmfusion.presence import may_look
 from mmfusion.ranks import first_row, gather_rows, joint_mean
-from mmfusion.reference import full_precision, unit
+from mmfusion.reference import full_precision, unit, wide_type
 
 __all__ = [
     "alignment_loss",
@@ -23,7 +24,6 @@ __all__ = [
 ]
 
 IGNORE = -100
-TARGETS = ("multiclass", "multilabel", "binary", "regression")
 
 
 def reconstruction_loss(
@@ -59,8 +59,8 @@ def reconstruction_loss(
             f"{tuple(hidden.shape)}: they are (B, M, L, D) twice and (B, M). Reshape them."
         )
     rows = hidden[:, :, None, None]
-    truth = torch.where(rows, tokens.detach(), 0).float()
-    guess = torch.where(rows, synthesised, 0).float()
+    guess = torch.where(rows, synthesised, 0).to(wide_type(synthesised))
+    truth = torch.where(rows, tokens.detach(), 0).to(guess.dtype)
     distance = F.smooth_l1_loss(guess, truth, reduction="none").mean((2, 3))
     angle = 1 - (unit(guess) * unit(truth)).sum(-1).mean(2)
     return joint_mean(distance + angle, hidden, gather)
@@ -95,8 +95,9 @@ def alignment_loss(aligned: Tensor, reference: Tensor, *, gather: bool = True) -
             f"aligned is {tuple(aligned.shape)} and reference {tuple(reference.shape)}: they are "
             "(B, M, L, D) and (B, C, D). Reshape them."
         )
-    towards = reference.detach().float().mean(1, keepdim=True)  # (B, 1, D)
-    angle = 1 - (unit(aligned.float().mean(2)) * unit(towards)).sum(-1)  # (B, M)
+    pooled = aligned.to(wide_type(aligned)).mean(2)  # (B, M, D)
+    towards = reference.detach().to(pooled.dtype).mean(1, keepdim=True)  # (B, 1, D)
+    angle = 1 - (unit(pooled) * unit(towards)).sum(-1)  # (B, M)
     return joint_mean(angle, torch.ones_like(angle, dtype=torch.bool), gather)
 
 
@@ -160,7 +161,7 @@ def class_contrastive_loss(
     used = (
         known.unsqueeze(1).expand(-1, modalities) if present is None else present & known[:, None]
     )
-    vectors = unit(torch.where(used.unsqueeze(-1), embeddings, 0).float())
+    vectors = unit(torch.where(used.unsqueeze(-1), embeddings, 0).to(wide_type(embeddings)))
     anchors, used = vectors.flatten(0, 1), used.flatten()  # (B*M, D), (B*M,)
     columns, real, column_labels, start = anchors, used, labels, 0
     if gather:
@@ -181,11 +182,11 @@ def class_contrastive_loss(
         return joint_mean(loss, number > 0, gather)
     with full_precision(anchors.device):
         scores = anchors @ columns.mT / temperature  # (B*M, R*M)
+        overlap = _overlap(labels, column_labels, scores.dtype)  # (B, R)
     row = torch.arange(len(anchors), device=scores.device) + start
     column = torch.arange(len(columns), device=scores.device)
     countable = real & (row.unsqueeze(1) != column)
-    positive = _overlap(labels, column_labels).repeat_interleave(modalities, 0)
-    positive = positive.repeat_interleave(modalities, 1)
+    positive = overlap.repeat_interleave(modalities, 0).repeat_interleave(modalities, 1)
     positive = torch.where((row // modalities).unsqueeze(1) == column // modalities, 1.0, positive)
     positive = torch.where(countable & used.unsqueeze(1), positive, 0.0)
     # log softmax over all other vectors; a row with no other stays finite and has no positive
@@ -216,7 +217,7 @@ def task_loss(
           ``(B,)`` with ``Y = 1``; result: scalar
 
     Raises:
-        ValueError: If ``target`` is unknown or the shapes do not fit.
+        ValueError: If ``target`` is unknown, or labels have another shape or type.
 
     Example:
         >>> task_loss(torch.zeros(2, 3), torch.tensor([1, -100])).exp().round().item()
@@ -224,11 +225,9 @@ def task_loss(
     """
     if target not in TARGETS:
         raise ValueError(f"target={target!r}: it is one of {TARGETS}. Choose one.")
-    _check_shape(labels, logits, target)
-    if target == "multiclass" and labels.is_floating_point():
-        raise ValueError(f"labels is {labels.dtype}: class numbers are whole. Use .long().")
+    _check_kind(labels, logits, target)
     known = is_known(labels)
-    logits = logits.float()
+    logits = logits.to(wide_type(logits))
     if target == "multiclass":
         cells = F.cross_entropy(logits, torch.where(known, labels, 0).long(), reduction="none")
         return joint_mean(cells, known, gather)
@@ -269,10 +268,11 @@ def evidence_loss(
             f"present is {tuple(present.shape)}: it is (B, M) = {tuple(scores.shape[:2])}. Give "
             "one column per modality."
         )
-    _check_shape(labels, scores[:, 0], target)
+    _check_kind(labels, scores[:, 0], target)
     missing = torch.nan if labels.is_floating_point() else IGNORE
-    rows = present.unsqueeze(-1)
-    truth = torch.where(rows, labels.reshape(len(labels), 1, -1), missing)  # (B, M, Y or 1)
+    rows, width = present.unsqueeze(-1), 1 if target == "multiclass" else scores.shape[2]
+    each = _whole(labels).reshape(labels.shape[0], 1, width)
+    truth = torch.where(rows, each, missing)  # (B, M, Y or 1)
     truth = truth.flatten() if target == "multiclass" else truth.flatten(0, 1)
     return task_loss(torch.where(rows, scores, 0).flatten(0, 1), truth, target, gather=gather)
 
@@ -306,15 +306,10 @@ def check_labels(labels: Tensor, logits: Tensor, target: str, *, check_values: b
     Example:
         >>> check_labels(torch.tensor([1, -100]), torch.zeros(2, 3), "multiclass")
     """
-    _check_shape(labels, logits, target)
-    whole = not labels.is_floating_point()
-    if target == ("regression" if whole else "multiclass"):
-        raise ValueError(
-            f"labels is {labels.dtype}: {target} labels are "
-            f"{'floating' if whole else 'whole numbers'}. Convert them."
-        )
+    _check_kind(labels, logits, target)
     if not (check_values and may_look(labels)):
         return
+    whole, labels = not labels.is_floating_point(), _whole(labels)
     top = logits.shape[1] - 1 if target == "multiclass" else 1
     allowed = {"multiclass": f"0 to {top}", "regression": "finite"}.get(target, "0 or 1")
     missing = ~is_known(labels)
@@ -332,18 +327,30 @@ def check_labels(labels: Tensor, logits: Tensor, target: str, *, check_values: b
         )
 
 
-def _check_shape(labels: Tensor, logits: Tensor, target: str) -> None:
+def _check_kind(labels: Tensor, logits: Tensor, target: str) -> None:
+    """Shape and type."""
     expected = logits.shape[:1] if target == "multiclass" else logits.shape
     if labels.shape not in (expected, logits[:, 0].shape) or labels.numel() != expected.numel():
         raise ValueError(
             f"labels is {tuple(labels.shape)} with logits {tuple(logits.shape)}: {target} labels "
             f"are {tuple(expected)}. Reshape them, or choose another target."
         )
+    whole = not labels.is_floating_point()
+    if target == ("regression" if whole else "multiclass"):
+        rule, cure = ("floating", ".float()") if whole else ("whole numbers", ".long()")
+        raise ValueError(
+            f"labels is {labels.dtype}: {target} labels are {rule}. Convert them with {cure}."
+        )
 
 
 def is_known(labels: Tensor) -> Tensor:
     """True where a label is given. -100 marks a missing one only where it cannot be a value."""
-    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE
+    return ~labels.isnan() if labels.is_floating_point() else _whole(labels) != IGNORE
+
+
+def _whole(labels: Tensor) -> Tensor:
+    """Whole numbers as int64: in a narrow type -100 is another number (156 in uint8)."""
+    return labels if labels.is_floating_point() else labels.long()
 
 
 def _labelled(labels: Tensor) -> Tensor:
@@ -351,10 +358,10 @@ def _labelled(labels: Tensor) -> Tensor:
     return known if labels.ndim == 1 else known.any(1)
 
 
-def _overlap(labels: Tensor, others: Tensor) -> Tensor:
+def _overlap(labels: Tensor, others: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, R) weight of a pair: Jaccard overlap of known label cells; 0 for none."""
-    known, known_too = is_known(labels).float(), is_known(others).float()
-    has, has_too = (labels == 1).float(), (others == 1).float()
+    known, known_too = is_known(labels).to(dtype), is_known(others).to(dtype)
+    has, has_too = (labels == 1).to(dtype), (others == 1).to(dtype)
     both = has @ has_too.mT
     union = has @ known_too.mT + known @ has_too.mT - both
     return both / union.clamp(min=1)

@@ -58,7 +58,7 @@ def retrieve(
         >>> out[0].tolist(), out[2].tolist()
         ([[[0.0, 2.0]]], [[[1]]])
     """
-    precision = _precision(keys)
+    precision = wide_type(keys)
     if wanted is not None:
         wanted = wanted.unsqueeze(-1)
         query = torch.where(wanted, query, 0)  # what is not answered may hold anything
@@ -294,7 +294,7 @@ def attention(
     if attend.ndim == 2:
         attend = attend[:, None, None, :]
     if dropout and seed is not None:
-        precision = _precision(q)
+        precision = wide_type(q)
         with full_precision(q.device):
             scores = (q.to(precision) @ k.to(precision).mT) * q.shape[-1] ** -0.5
             kept = _uniform(seed, scores.shape) >= dropout
@@ -331,7 +331,7 @@ def class_contrastive(
         >>> loss.tolist(), positives.tolist()
         ([0.0, 0.0], [1.0, 1.0])
     """
-    precision = _precision(anchors)
+    precision = wide_type(anchors)
     scores = anchors.to(precision) @ columns.to(precision).mT / temperature  # (A, C)
     row = torch.arange(len(anchors), device=scores.device) + start
     column = torch.arange(len(columns), device=scores.device)
@@ -365,8 +365,13 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-def _precision(x: Tensor) -> torch.dtype:
-    """What scores and softmax are computed in, whatever autocast says."""
+def wide_type(x: Tensor) -> torch.dtype:
+    """What scores, softmax and losses are computed in, whatever autocast says.
+
+    Example:
+        >>> wide_type(torch.ones(1).bfloat16()), wide_type(torch.ones(1).double())
+        (torch.float32, torch.float64)
+    """
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

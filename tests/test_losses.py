@@ -8,6 +8,7 @@ from sklearn.metrics import log_loss, mean_squared_error
 
 from mmfusion.losses import (
     alignment_loss,
+    check_labels,
     class_contrastive_loss,
     evidence_loss,
     is_known,
@@ -455,3 +456,69 @@ def test_evidence_loss_takes_any_type_of_label(dtype):
     scores, labels = torch.randn(3, 3, 1), torch.tensor([1, 0, 1])
     loss = evidence_loss(scores, labels.to(dtype), PRESENT, "binary")
     close(loss, evidence_loss(scores, labels.float(), PRESENT, "binary"))
+
+
+# types
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int64], ids=str)
+def test_a_class_number_of_any_width_is_known(dtype):
+    """In uint8 -100 is 156, and class 156 counted as missing."""
+    label = 156 if dtype != torch.int8 else 100
+    labels = torch.tensor([label, 3]).to(dtype)
+    logits = torch.randn(2, 300)
+    assert is_known(labels).all()
+    check_labels(labels, logits, "multiclass")
+    close(task_loss(logits, labels), F.cross_entropy(logits, labels.long()))
+    scores, present = logits.unsqueeze(1).repeat(1, 2, 1), torch.tensor([[True, False]] * 2)
+    loss = evidence_loss(scores, labels, present, "multiclass")
+    close(loss, F.cross_entropy(logits, labels.long()))
+
+
+@pytest.mark.parametrize("target", ["multiclass", "multilabel", "binary", "regression"])
+def test_double_precision_is_kept(target):
+    """Logits were rounded to float32, and so were the targets of a regression."""
+    width, labels = 1 if target == "binary" else 2, GIVEN[target]
+    logits = torch.randn(3, width, dtype=torch.float64, requires_grad=True)
+    scores = torch.randn(3, 3, width, dtype=torch.float64, requires_grad=True)
+    labels = labels.double() if labels.is_floating_point() else labels
+    check = torch.autograd.gradcheck
+    assert check(lambda x: task_loss(x, labels, target), logits)
+    assert check(lambda x: evidence_loss(x, labels, PRESENT, target), scores)
+    if target == "regression":
+        exact = torch.tensor([[2**30 + 0.25, 0.0]], dtype=torch.float64)
+        assert task_loss(exact + 1, exact, target) == 1
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.tensor([0, 0, 1]), torch.tensor([[1.0, 1, 0], [1, 0, 1], [0, 0, 1]])]
+)
+def test_the_other_losses_keep_double_precision(labels):
+    tokens = torch.randn(3, 2, 1, 4, dtype=torch.float64, requires_grad=True)
+    other, hidden = torch.randn(3, 2, 1, 4, dtype=torch.float64), torch.ones(3, 2).bool()
+    for call in (
+        lambda x: reconstruction_loss(x, other, hidden),
+        lambda x: alignment_loss(x, other[:, 0]),
+        lambda x: class_contrastive_loss(x[:, :, 0], labels),
+    ):
+        assert torch.autograd.gradcheck(call, tokens)
+
+
+def test_many_labels_overlap_under_autocast_as_without():
+    """Counts above 256 were rounded to bfloat16."""
+    labels, embeddings = (torch.rand(6, 2000) < 0.3).float(), torch.randn(6, 2, 4)
+    plain = class_contrastive_loss(embeddings, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(class_contrastive_loss(embeddings, labels), plain)
+
+
+def test_whole_numbers_are_no_targets_of_a_regression():
+    """-100 of them was dropped without a word."""
+    for call in (
+        lambda: task_loss(torch.zeros(2, 1), torch.tensor([-100, 5]), "regression"),
+        lambda: evidence_loss(torch.zeros(2, 1, 1), torch.tensor([-100, 5]), ONE, "regression"),
+    ):
+        says(call, "labels is torch.int64", "regression labels are floating", "with .float()")
+
+
+ONE = torch.ones(2, 1).bool()
