@@ -382,6 +382,24 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
     "layers.ModalityEvidence": [
         (lambda: layers.ModalityEvidence(2, 4, 2, "x"), "target='x'", "one of", "Choose one"),
         (
+            lambda: layers.ModalityEvidence(2, 4, 1, "binary")(Z(3, 2, 1, 5), yes(3, 2)),
+            r"tokens is \(3, 2, 1, 5\)",
+            "of width D = 4",
+            "Rebuild it",
+        ),
+        (
+            lambda: layers.ModalityEvidence(2, 4, 3, "multilabel").count(Z(6), yes(6)),
+            r"labels is \(6,\)",
+            r"both are \(6, 3\)",
+            "Reshape them",
+        ),
+        (
+            lambda: layers.ModalityEvidence(2, 4, 3, "multiclass").count(ids(6), yes(1)),
+            r"known \(1,\)",
+            r"both are \(6,\)",
+            "Reshape them",
+        ),
+        (
             lambda: layers.ModalityEvidence(2, 4, 1, "binary")(Z(3, 1, 1, 4), yes(3, 1)),
             r"tokens is \(3, 1, 1, 4\)",
             "M = 2",

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from mmfusion.layers.head import Head
 from mmfusion.layers.reset import reset_children
+from mmfusion.layers.uncast import uncast
 from mmfusion.ranks import joint_sum
+from mmfusion.reference import wide_type
 
 __all__ = ["EvidenceOutput", "ModalityEvidence"]
 
@@ -51,14 +53,15 @@ class ModalityEvidence(nn.Module):
         dropout: Dropout before each hidden layer, and in the default head.
         head: A module from ``(B, D)`` to ``(B, Y)``, copied for each modality; None is a ``Head``.
         device: Where parameters and counts live.
-        dtype: Type of the parameters.
+        dtype: Type of the parameters; counts are float32, whatever the model is cast to.
 
     Shape:
         - ``tokens``: ``(B, M, L, D)``; ``present``: ``(B, M)``, True = counts
         - result: ``EvidenceOutput``
 
     Raises:
-        ValueError: If ``target`` is unknown, or the tensors do not have ``M`` modalities.
+        ValueError: If ``target`` is unknown, the tensors do not have ``M`` modalities of width
+            ``D``, or labels to count have another shape.
 
     Example:
         >>> evidence = ModalityEvidence(2, dim=4, num_classes=3, target="multiclass")
@@ -92,6 +95,7 @@ class ModalityEvidence(nn.Module):
             raise ValueError(f"target={target!r}: it is one of {TARGETS}. Choose one.")
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         self.target = target
+        self.dim = dim
         self.num_classes = num_classes
         self.hidden = nn.ModuleList(nn.Linear(dim, dim, **kind) for _ in range(num_modalities))
         self.dropout = nn.Dropout(dropout)
@@ -103,6 +107,12 @@ class ModalityEvidence(nn.Module):
         tally = torch.empty(2, num_classes, device=device, dtype=torch.float32)
         self.register_buffer("tally", tally)
         self._reset_own()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        tally = self.tally
+        super()._apply(fn, recurse)
+        self.tally = uncast(tally, self.tally)
+        return self
 
     def _reset_own(self) -> None:
         self.tally.zero_()
@@ -118,11 +128,12 @@ class ModalityEvidence(nn.Module):
 
     def forward(self, tokens: Tensor, present: Tensor) -> EvidenceOutput:
         """What each says, what it adds, and the sum."""
-        if tokens.shape[1] != len(self.heads) or present.shape != tokens.shape[:2]:
+        sizes = (len(self.heads), self.dim)
+        if tokens.shape[1::2] != sizes or present.shape != tokens.shape[:2]:
             raise ValueError(
                 f"tokens is {tuple(tokens.shape)} and present {tuple(present.shape)}: this layer "
-                f"was built for M = {len(self.heads)} modalities, so they are (B, M, L, D) and "
-                "(B, M). Rebuild it, or reshape them."
+                f"was built for M = {sizes[0]} modalities of width D = {sizes[1]}, so they are "
+                "(B, M, L, D) and (B, M). Rebuild it, or reshape them."
             )
         rows = present.unsqueeze(-1)
         pooled = torch.where(rows.unsqueeze(-1), tokens, 0).mean(2)  # (B, M, D)
@@ -133,7 +144,7 @@ class ModalityEvidence(nn.Module):
             ],
             dim=1,
         )
-        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        wide = scores.to(wide_type(scores))
         prior = self.prior().to(wide.dtype)
         said = wide.log_softmax(-1) if self.target == "multiclass" else wide
         evidence = torch.where(rows, said - prior, 0)
@@ -149,12 +160,21 @@ class ModalityEvidence(nn.Module):
         Shape:
             - ``labels``: ``(B,)`` or ``(B, Y)``, as for ``losses.task_loss``; ``known``: likewise
         """
+        rows, several = labels.shape[:1], self.target != "multiclass"
+        shapes = [(*rows, self.num_classes)] * several
+        shapes += [tuple(rows)] * (not several or self.num_classes == 1)
+        if labels.shape not in shapes or known.shape != labels.shape:
+            raise ValueError(
+                f"labels is {tuple(labels.shape)} and known {tuple(known.shape)}: with target="
+                f"{self.target!r} and num_classes={self.num_classes} both are "
+                f"{' or '.join(map(str, shapes))}. Reshape them."
+            )
         hits = torch.where(known, labels, 0)
         if self.target == "multiclass":
             hits = F.one_hot(hits.long(), self.num_classes) * known.unsqueeze(1)
             known = known.unsqueeze(1).expand_as(hits)
         both = torch.stack([hits.to(self.tally.dtype), known.to(self.tally.dtype)])
-        self.tally.add_(joint_sum(both.reshape(2, -1, self.num_classes).sum(1)))
+        self.tally.add_(joint_sum(both.reshape(2, labels.shape[0], self.num_classes).sum(1)))
 
     def prior(self) -> Tensor:
         """Log frequency of each class; log odds of several; mean label: ``(Y,)``."""

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from mmfusion.functional import retrieve
 from mmfusion.layers.gate import ReadoutGate
 from mmfusion.layers.reset import reset_children
+from mmfusion.layers.uncast import uncast
 from mmfusion.presence import may_look
 from mmfusion.ranks import gather_rows
 
-__all__ = ["MemoryBank", "MemoryReadout", "check_query"]
+__all__ = ["MemoryBank", "MemoryReadout", "check_ids", "check_query"]
 
 
 class MemoryReadout(NamedTuple):
@@ -51,7 +52,8 @@ class MemoryBank(nn.Module):
         check_values: Refuse observed NaN and Inf in ``write``. It waits for a GPU.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``, as in ``functional.retrieve``.
         device: Where the slots live.
-        dtype: Type of the slots; what is written is cast to it.
+        dtype: Type of the slots; what is written is cast to it. Labels are float32, whatever the
+            bank is cast to.
 
     Shape:
         - ``vectors``: ``(B, M, D)``; ``query``, readout: ``(B, M, D)`` or ``(B, M, L, D)``
@@ -127,6 +129,12 @@ class MemoryBank(nn.Module):
     labels: Tensor
     held: Tensor
     cursor: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        labels = self.labels
+        super()._apply(fn, recurse)
+        self.labels = uncast(labels, self.labels)
+        return self
 
     def reset(self) -> None:
         """Forget everything; the gate stays as it is."""
@@ -260,10 +268,18 @@ def check_query(
             f"{tuple(query.shape[:2])}, and what is present is not looked up. Convert it with "
             "present.bool(), or pass None to look up everything."
         )
-    _check_ids(sample_ids, query.shape[0])
+    check_ids(sample_ids, query.shape[0])
 
 
-def _check_ids(sample_ids: Tensor | None, batch_size: int) -> None:
+def check_ids(sample_ids: Tensor | None, batch_size: int) -> None:
+    """Refuse ids that are not one int64 number per sample.
+
+    Raises:
+        ValueError: If they have another shape or type.
+
+    Example:
+        >>> check_ids(torch.tensor([7, 8]), batch_size=2)
+    """
     if sample_ids is not None and (
         sample_ids.dtype != torch.int64 or sample_ids.shape != (batch_size,)
     ):
@@ -288,7 +304,7 @@ def _check_rows(
             f"{present.dtype}: one vector (B, M, D) and one bool (B, M) per modality. Pool tokens "
             "first."
         )
-    _check_ids(sample_ids, vectors.shape[0])
+    check_ids(sample_ids, vectors.shape[0])
     shapes = [(len(vectors), num_labels)] + [(len(vectors),)] * (num_labels == 1)
     if labels is not None and labels.shape not in shapes:
         raise ValueError(

@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from mmfusion import losses
-from mmfusion.layers import ModalityEvidence, evidence
+from mmfusion.layers import ModalityEvidence
 
 PRESENT = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
 ODDS = torch.tensor([(2 + 1) / (1 + 1), (1 + 1) / (3 + 1)]).log()
@@ -130,7 +132,6 @@ def test_dropout_acts_in_training_alone():
 
 def test_half_precision_adds_in_single():
     layer = counted("multiclass").bfloat16()
-    layer.tally = layer.tally.float()
     out = layer(torch.randn(4, 2, 4, 3).bfloat16(), PRESENT)
     a, b = out.scores.float().softmax(-1).unbind(1)
     both = a[0] * b[0] / layer.prior().exp()
@@ -138,5 +139,32 @@ def test_half_precision_adds_in_single():
     assert {x.dtype for x in out} == {torch.bfloat16}
 
 
-def test_the_targets_are_those_of_the_losses():
-    assert evidence.TARGETS == losses.TARGETS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_cast_leaves_the_prior_alone(dtype):
+    """Counts beyond 65504 became Inf in float16, and 257 became 256 in bfloat16."""
+    layer = made("multiclass")
+    layer.tally.copy_(torch.tensor([[70_000.0, 257.0], [70_257.0, 70_257.0]]))
+    before, keys = layer.tally.clone(), list(layer.state_dict())
+    for cast in (copy.deepcopy(layer).to(dtype), nn.Sequential(layer).to(dtype)[0]):
+        assert torch.equal(cast.tally, before)
+        assert cast.heads[0].classify.weight.dtype == dtype
+        assert list(cast.state_dict()) == keys
+        cast.count(torch.tensor([1]), torch.tensor([True]))
+        assert cast.tally.tolist() == [[70_000, 258], [70_258, 70_258]]
+        cast.tally.copy_(before)
+    out = layer(torch.zeros(1, 2, 1, 3, dtype=dtype), torch.tensor([[False, False]]))
+    assert_close(out.logits.float().softmax(1)[0, 0].item(), 70 / 70.257, atol=1e-3, rtol=1e-3)
+
+
+def test_counts_still_move_between_devices():
+    layer = counted("multiclass").to("meta", torch.bfloat16)
+    assert (layer.tally.device.type, layer.tally.dtype) == ("meta", torch.float32)
+    layer.to_empty(device="cpu").reset_parameters()
+    assert layer.tally.eq(0).all()
+
+
+def test_no_row_counts_nothing():
+    for target, (labels, _) in COUNTED.items():
+        layer, none = made(target), labels[:0]
+        layer.count(none, losses.is_known(none))
+        assert layer.tally.eq(0).all()

@@ -373,3 +373,16 @@ def test_nan_passes_where_values_are_not_checked_and_under_absent():
     bank = MemoryBank(2, 4, 3, 1, check_values=False)
     bank.write(DIRTY, ALL)
     assert bank.slots.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_cast_leaves_labels_alone(dtype):
+    """Class 301 became 300 in bfloat16."""
+    bank = MemoryBank(1, 4, dim=3, num_neighbours=2)
+    row = torch.ones(1, 1, 3), torch.ones(1, 1).bool(), torch.tensor([5])
+    bank.write(*row, torch.tensor([301]))
+    bank.to(dtype)
+    bank.write(row[0].to(dtype), *row[1:], torch.tensor([303]))
+    assert bank.labels[0, :2].flatten().tolist() == [301, 303]
+    assert (bank.slots.dtype, bank.labels.dtype) == (dtype, torch.float32)
+    assert bank.to("meta").labels.is_meta
