@@ -18,6 +18,7 @@ from mmfusion.layers import (
     ModalityEncoders,
     ReferenceAlignment,
 )
+from mmfusion.layers.encoders import observe
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import (
     alignment_loss,
@@ -29,7 +30,7 @@ from mmfusion.losses import (
     reconstruction_loss,
     task_loss,
 )
-from mmfusion.presence import check_visible
+from mmfusion.reference import wide_type
 
 __all__ = ["CMML", "Explanation"]
 
@@ -40,7 +41,8 @@ class Explanation(NamedTuple):
     Attributes:
         synthesised: ``(B, M)`` bool, which modalities were guessed.
         neighbour_weights: ``(B, M, L, K)``, what memory lent to each token; None without memory.
-        neighbour_ids: ``(B, M, L, K)``, the remembered samples it came from; -1 where none.
+        neighbour_ids: ``(B, M, L, K)``, the remembered samples it came from, or the numbers of the
+            prototypes of a ``PrototypeMemory``; -1 where none.
         reference_weights: ``(B, C, M)``, how much each reference token reads from each modality;
             None without alignment.
     """
@@ -209,16 +211,7 @@ class CMML(nn.Module):
         sample_ids: Tensor | None = None,
     ) -> FusionOutput:
         """Run every stage; losses need ``labels``."""
-        for name, value in (("labels", labels), ("sample_ids", sample_ids)):
-            if not (value is None or isinstance(value, Tensor)):
-                raise ValueError(
-                    f"{name} is a {type(value).__name__}: it is a tensor with one row per sample. "
-                    "Use torch.as_tensor; number samples that have names."
-                )
-        tokens, present = self.edge(inputs, present)
-        if visible is None:
-            visible = present
-        check_visible(visible, present, self.names, check_values=self.check_values)
+        tokens, present, visible = observe(self.edge, inputs, present, visible, labels, sample_ids)
         context, guess, stages = self._synthesise(tokens, visible)
         neighbour_weights = neighbour_ids = None
         if self.memory is not None:
@@ -259,11 +252,11 @@ class CMML(nn.Module):
             terms = [self.loss_weights[name] * value for name, value in losses.items()]
             loss = torch.stack(terms).sum()
             out = out._replace(losses=losses, loss=loss)
-        # last, so that a refused step leaves no trace
-        if self.training and labels is not None and said is not None:
-            self.evidence.count(labels, is_known(labels))
+        # last, so that a refused step leaves no trace; the memory may still refuse
         if self.training and sample_ids is not None and hasattr(self.memory, "write"):
             self.memory.write(tokens.mean(2), present, sample_ids, labels)
+        if self.training and labels is not None and said is not None:
+            self.evidence.count(labels, is_known(labels))
         return out
 
     def explain(self, out: FusionOutput) -> Explanation:
@@ -288,8 +281,7 @@ class CMML(nn.Module):
         """Two opinions in one: a product of experts, our design."""
         both = torch.stack([fused_logits, evidence_logits])
         if self.target == "multiclass":  # each says as much, whatever its scale
-            wide = both.to(torch.promote_types(both.dtype, torch.float32))
-            both = wide.log_softmax(-1).to(both.dtype)
+            both = both.to(wide_type(both)).log_softmax(-1).to(both.dtype)
         return both.mean(0)
 
     def _losses(
@@ -303,7 +295,7 @@ class CMML(nn.Module):
         check_labels(labels, out.logits, self.target, check_values=self.check_values)
         gather = self.training  # validation may run on one rank alone
         losses = {"task": task_loss(fused_logits, labels, self.target, gather=gather)}
-        zero = out.logits.new_zeros((), dtype=torch.float32)
+        zero = out.logits.new_zeros((), dtype=wide_type(out.logits))
         losses["reconstruction"] = losses["alignment"] = losses["contrastive"] = zero
         if stages:  # every stage is supervised alike: deep supervision, our design
             guesses = torch.cat(stages, dim=2)  # (B, M, stages * L, D)
@@ -313,9 +305,10 @@ class CMML(nn.Module):
         if out.reference is not None:
             losses["alignment"] = alignment_loss(out.aligned, out.reference, gather=gather)
         if self.target != "regression":
-            classes = labels.reshape(-1) if self.target == "binary" else labels
+            # in that loss (B,) are class numbers: not what the one label of a multilabel target is
+            shape = out.logits.shape if self.target == "multilabel" else (-1,)
             losses["contrastive"] = class_contrastive_loss(
-                out.aligned.mean(2), classes, gather=gather
+                out.aligned.mean(2), labels.reshape(shape), gather=gather
             )
         if said is not None:
             losses["evidence"] = evidence_loss(

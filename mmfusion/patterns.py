@@ -330,12 +330,13 @@ def _rate_table(rates: Rates, axes: tuple[str, ...], device: torch.device | None
         )
     for place in np.ndindex(*table.shape):
         _check_rate(f"rates[{', '.join(map(str, place))}]", table[place].item())
+    table = table.to(device, torch.float32)  # in which 1 - 1e-9 is 1
     if (table == 1).all(-1).any() or (table.shape[-1] == 1 and table.any()):
         raise ValueError(
-            f"rates={plain_rates(rates)}: a sample keeps one modality, so not all can have rate 1, "
-            "nor a sole one a rate above 0. Lower a rate."
+            f"rates={plain_rates(rates)}: a sample keeps one modality, so not all can have rate 1 "
+            "in float32, nor a sole one a rate above 0. Lower a rate."
         )
-    return table.to(device, torch.float32)
+    return table
 
 
 def plain_rates(rate: Any) -> Any:

@@ -105,8 +105,8 @@ def collate(
         samples: What the dataset returned. Values are tensors, numpy arrays, numbers, or structures
             of them; one modality has one shape.
         names: The declared modalities, in the order of the columns of ``present``.
-        shapes: Per-sample shapes, to fill a modality that the whole batch lacks. Without one it is
-            None in the batch.
+        shapes: Per-sample shapes, to fill a modality that the whole batch lacks, in the floating
+            type of what the batch has. Without one it is None in the batch.
 
     Returns:
         ``{"inputs": {name: tensor | None}, "present": (B, M) bool, ...}``
@@ -137,7 +137,12 @@ def collate(
         rows = [_as_tensors(sample["inputs"].get(name)) for sample in samples]
         observed = [value is not None for value in rows]
         columns.append(torch.tensor(observed))
-        inputs[name] = _stack(name, rows, observed, shapes.get(name))
+        inputs[name] = _stack(name, rows, observed)
+    floats = [x.dtype for x in tree_leaves(inputs) if x is not None and x.is_floating_point()]
+    for name in names:
+        if inputs[name] is None and name in shapes:
+            kind = floats[0] if floats else None
+            inputs[name] = torch.zeros(len(samples), *shapes[name], dtype=kind)
     rest = {key for sample in samples for key in sample} - {"inputs"}
     for row, sample in enumerate(samples):
         if lacking := rest - set(sample):
@@ -206,6 +211,11 @@ def check_visible(
         >>> present = torch.tensor([[True, False]])
         >>> check_visible(torch.tensor([[False, False]]), present, ("a", "b"))
     """
+    if not isinstance(visible, Tensor):
+        raise ValueError(
+            f"visible is a {type(visible).__name__}: it is a bool tensor of present's shape "
+            f"{tuple(present.shape)}. Use torch.as_tensor(visible)."
+        )
     if visible.dtype != torch.bool or visible.shape != present.shape:
         raise ValueError(
             f"visible is {tuple(visible.shape)} {visible.dtype}: it has present's shape "
@@ -345,10 +355,13 @@ def _check_values(
     rows, name = found[kind, :, column].nonzero().flatten().tolist(), names[column]
     others = f" (also rows {', '.join(map(str, rows[1:6]))})" if len(rows) > 1 else ""
     if kind == 1:
+        takes_nan = name in accepts_nan
         raise ValueError(
-            f"inputs[{name!r}] row {rows[0]} is observed but holds NaN or Inf{others}: an observed "
-            "row holds finite numbers. Repair or impute it, mark it absent in present, or give the "
-            "modality an encoder with accepts_nan = True."
+            f"inputs[{name!r}] row {rows[0]} is observed but holds "
+            f"{'Inf' if takes_nan else 'NaN or Inf'}{others}: an observed row holds finite numbers"
+            f"{', or NaN, which its encoder accepts' if takes_nan else ''}. Repair or impute it, "
+            "mark it absent in present, or "
+            + ("put NaN there." if takes_nan else "give NaN an encoder with accepts_nan = True.")
         )
     what = (
         f"inputs[{name!r}] is None"
@@ -404,11 +417,9 @@ def _leaf_tensor(leaf: Any) -> Tensor:
     return torch.as_tensor(leaf)
 
 
-def _stack(
-    name: str, rows: Sequence[Any], observed: Sequence[bool], shape: Sequence[int] | None
-) -> Any:
+def _stack(name: str, rows: Sequence[Any], observed: Sequence[bool]) -> Any:
     if not any(observed):
-        return None if shape is None else torch.zeros(len(rows), *shape)
+        return None
     template = rows[list(observed).index(True)]
     blank = tree_map(torch.zeros_like, template)
     filled = [row if row is not None else blank for row in rows]

@@ -122,9 +122,9 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         ),
         (
             lambda: normalise({"a": torch.tensor([[float("inf")]])}, accepts_nan=("a",)),
-            r"'a'\] row 0",
-            "finite numbers",
-            "Repair",
+            r"'a'\] row 0 is observed but holds Inf",
+            "or NaN, which its encoder accepts",
+            "Repair.*put NaN there",
         ),
     ],
     "presence.collate": [
@@ -150,6 +150,12 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
     ],
     "presence.check_visible": [
         (
+            lambda: presence.check_visible([[True, True]], yes(1, 2), ("a", "b")),
+            "visible is a list",
+            r"present's shape \(1, 2\)",
+            "as_tensor",
+        ),
+        (
             lambda: presence.check_visible(yes(1, 1), yes(1, 2), ("a", "b")),
             r"\(1, 1\)",
             "present's shape",
@@ -172,6 +178,12 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         (lambda: missingness.per_modality(2, ()), r"\(0,\)", "one rate per", r"\(M\)"),
         (lambda: missingness.per_modality(2, (0, 2)), r"rates\[1\]=2", "share", "=0.3"),
         (lambda: missingness.per_modality(2, (1, 1)), r"rates=\(1.*1", "keeps one", "Lower"),
+        (
+            lambda: missingness.per_modality(2, (1 - 1e-9, 1 - 1e-9)),
+            r"rates=\(0.9999",
+            "in float32",
+            "Lower a rate",
+        ),
         (lambda: missingness.per_modality(2, (0.1,)), "rates=", "a sole one", "Lower a rate"),
         (
             lambda: missingness.not_at_random(Z(2, 2), ((0.1, 0.2),)),
@@ -322,6 +334,12 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "Convert it",
         ),
         (
+            lambda: attention(Z(1, 2, 4), Z(2, 3, 4), yes(2, 1, 2, 3)),
+            r"queries \(1, 2, 4\) and keys \(2, 3, 4\)",
+            "in one batch",
+            "Convert it",
+        ),
+        (
             lambda: attention(Z(1, 2, 4), Z(1, 3, 4), yes(1, 2)),
             r"attend is \(1, 2\)",
             "one column per modality",
@@ -336,6 +354,12 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "built for M = 2",
             "Rebuild it",
         ),
+        (
+            lambda: layers.CRTA(2, 1, 4, 2, 1)(Z(3, 2, 1, 4), Z(1, 5, 4), yes(3, 2)),
+            r"context is \(1, 5, 4\) for 3 samples",
+            r"\(C, D\)",
+            "Drop or expand",
+        ),
         (lambda: layers.CRTA(2, 1, 4, 2, 0), "num_blocks=0", "at least one", "leave CRTA out"),
         (
             lambda: layers.CRTA(2, 1, 4, 2, 1)(Z(1, 3, 1, 4), Z(1, 4), yes(1, 3)),
@@ -344,11 +368,20 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "Rebuild it",
         ),
     ],
+    "layers.ReferenceAlignment": [
+        (
+            lambda: layers.ReferenceAlignment(4, 2)(Z(3, 2, 1, 4), Z(1, 5, 4)),
+            r"context is \(1, 5, 4\) for 3 samples",
+            r"\(B, C, D\)",
+            "Drop or expand",
+        ),
+    ],
     "layers.tokens": [
         (lambda: layers.ContextTokens(0, 4), "num_context=0", "at least one", "Use 1"),
         (lambda: layers.ModalityTokens({"a": 2}, 4, 0), "num_tokens=0", "at least", "Use 1"),
         (lambda: layers.ModalityTokens({"a": 0}, 4, 1), r"'a'\] is 0", "1 wide", "Pass the width"),
         (lambda: layers.ModalityTokens({"a.b": 2}, 4, 1), "'a.b'", "state_dict key", "dots"),
+        (lambda: layers.ModalityTokens({1: 2}, 4, 1), "name 1", "state_dict key", "a string"),
         (lambda: layers.ModalityTokens({"keys": 2}, 4, 1), "'keys'", "attribute", "methods"),
         (lambda: tokens({"a": Z(1, 2).double()}), "float64", "float32", r"\.float\(\)"),
         (lambda: tokens({"a": Z(1, 3)}), r"'a' are \(1, 3\)", "with width 2", "Declare the"),
@@ -522,6 +555,12 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "Reshape",
         ),
         (lambda: losses.task_loss(Z(2, 3), Z(2)), "float32", "whole", r"\.long\(\)"),
+        (
+            lambda: losses.task_loss(Z(2, 3), ids(2, 3), "regression"),
+            "int64",
+            "floating",
+            r"\.float\(\)",
+        ),
         (lambda: losses.task_loss(Z(2, 3), ids(2), "class"), "'class'", "one of", "Choose one"),
         (lambda: losses.task_loss(Z(2, 3), ids(3)), r"labels is \(3,\)", r"\(2,\)", "Reshape"),
     ],
@@ -531,6 +570,12 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "crta='none'",
             "None to leave",
             "Pass",
+        ),
+        (
+            lambda: CMML({"a": 2}, num_classes=2, memory=None)({"a": Z(1, 2)}, sample_ids=ids(2)),
+            r"sample_ids is \(2,\)",
+            r"\(B,\) = \(1,\)",
+            "Number the samples",
         ),
         (
             lambda: CMML({"a": 2}, num_classes=2)({"a": Z(1, 2)}, labels=[0]),
@@ -576,6 +621,12 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         (lambda: model("regression", Z(2, 2) + torch.inf), "is inf", "finite", "Correct it"),
     ],
     "baselines": [
+        (
+            lambda: baselines.ZeroFill({"a": 2}, num_classes=2)({"a": Z(1, 2)}, sample_ids=ids(2)),
+            r"sample_ids is \(2,\)",
+            r"\(B,\) = \(1,\)",
+            "Number the samples",
+        ),
         (
             lambda: baselines.ZeroFill({"a": 2}, num_classes=2)({"a": Z(1, 2)}, labels=[0]),
             "labels is a list",

@@ -453,6 +453,33 @@ def test_a_model_in_double_precision_takes_a_batch_without_a_modality():
     assert model(inputs).logits.dtype == torch.float64
 
 
+def test_a_step_that_the_memory_refuses_is_not_counted():
+    evidence = ModalityEvidence(3, 8, 4, "multiclass")
+    model = made(evidence=evidence, memory=MemoryBank(3, 6, 8, 2, num_labels=4))
+    with pytest.raises(ValueError, match=r"(?s)labels is \(5,\).*num_labels=4"):
+        model(inputs_of(), PRESENT, VISIBLE, labels_of("multiclass"), IDS)
+    assert not evidence.tally.any()
+
+
+def test_one_label_of_several_means_the_same_in_both_shapes():
+    """(B,) were class numbers in the contrastive loss: two samples without it were alike."""
+    model = CMML(WIDTHS, num_classes=1, target="multilabel", **SIZES).eval()
+    labels, inputs = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0]), inputs_of()
+    flat, column = (model(inputs, labels=x).losses for x in (labels, labels[:, None]))
+    assert all(torch.equal(value, column[name]) for name, value in flat.items())
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": None}])
+def test_ids_and_visible_are_looked_at_whatever_the_stages(options):
+    model = made(**options)
+    with pytest.raises(ValueError, match=r"(?s)sample_ids is \(4,\).*\(5,\).*Number"):
+        model(inputs_of(), sample_ids=IDS[:4])
+    with pytest.raises(ValueError, match=r"(?s)visible is a list.*bool tensor.*as_tensor"):
+        model(inputs_of(), visible=VISIBLE.tolist())
+    with pytest.raises(ValueError, match=r"(?s)modality name 1: .*a string"):
+        CMML({1: 3}, num_classes=2)
+
+
 @pytest.mark.parametrize("rate", [1, 2])
 def test_every_parameter_takes_part(rate):
     """No parameter is left without a gradient, whatever the pattern: DDP would wait for it."""

@@ -221,6 +221,21 @@ def test_no_label_known_gives_zero_task_and_contrastive_loss(case):
     assert finite([p.grad for p in model.parameters()])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+def test_no_row_at_all_gives_zero_losses_in_the_type_of_the_model(case, dtype):
+    """An empty batch with labels crashed some, and float64 models had losses in float32."""
+    model = case.ready(**({} if "encoders" in case.name else {"dtype": dtype})).train()
+    before, batch = copy.deepcopy(model.state_dict()), case.batch(0, 3, generator())
+    out = model(**(batch if "encoders" in case.name else cast(batch, dtype)))
+    assert out.loss.item() == 0
+    out.loss.backward()
+    assert finite([p.grad for p in model.parameters()])
+    assert {x.dtype for x in (out.loss, *out.losses.values())} == {out.logits.dtype}
+    for name, buffer in model.named_buffers():
+        assert_close(buffer, before[name], rtol=0, atol=0, equal_nan=True)
+
+
 def test_no_positive_pair_gives_exactly_zero():
     embeddings = torch.randn(3, 1, 4, requires_grad=True)
     loss = losses.class_contrastive_loss(embeddings, torch.tensor([0, 1, 2]))

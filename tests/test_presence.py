@@ -331,6 +331,23 @@ def test_collate_fills_a_whole_batch_or_leaves_none():
     assert filled["present"].tolist() == [[True, False]] * 2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_what_collate_fills_has_the_type_of_the_rest(dtype):
+    """A filled modality was float32, and a model of another type refused it."""
+    samples = [{"inputs": {"photo": torch.ones(3, dtype=dtype)}}]
+    model = CMML({"photo": 3, "table": 2}, num_classes=2, dim=8, dtype=dtype).eval()
+    batch = collate(samples, NAMES, shapes={"table": (2,)})
+    assert batch["inputs"]["table"].dtype == dtype
+    unfilled = model(**collate(samples, NAMES)).logits
+    assert torch.equal(model(**batch).logits, unfilled)
+
+
+def test_collated_numbers_feed_a_model():
+    batch = collate([{"inputs": {"photo": 1.5, "table": [2.0, 3.0]}}, {"inputs": {}}], NAMES)
+    model = CMML({"photo": 1, "table": 2}, num_classes=2, dim=8)
+    assert model(**batch).logits.shape == (2, 2)
+
+
 def test_collate_hands_everything_else_to_default_collate():
     samples = [
         {"inputs": {"photo": [1.0]}, "labels": 2, "sample_ids": 5, "who": "a", "w": np.ones(2)},

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.output import fusion_output, observe, with_losses
+from mmfusion.baselines.output import fusion_output, with_losses
 from mmfusion.layers import (
     AbsentTokens,
     ConcatPool,
@@ -16,9 +16,11 @@ from mmfusion.layers import (
     ModalityEncoders,
     PresenceAttention,
 )
+from mmfusion.layers.encoders import observe
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target
 from mmfusion.ranks import gather_rows
+from mmfusion.reference import wide_type
 
 __all__ = ["ExpertBank"]
 
@@ -158,7 +160,8 @@ class _Experts(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         h = self.norm(tokens)
-        probability = self.router(h).float().softmax(-1)  # (B, N, experts)
+        scores = self.router(h)
+        probability = scores.to(wide_type(scores)).softmax(-1)  # (B, N, experts)
         best = probability.topk(self.num_active).indices
         chosen = torch.zeros_like(probability).scatter(-1, best, 1.0)
         gate = probability * chosen
@@ -173,9 +176,10 @@ def _balance(probability: Tensor, chosen: Tensor, gather: bool) -> Tensor:
     Both means are over the joint batch. What all ranks send to a gathered row is summed, and DDP
     takes the mean: the gradient is that of one process.
     """
-    probability, chosen = probability.mean(1), chosen.mean(1) / chosen[0, 0].sum()  # (B, experts)
+    probability, chosen = probability.mean(1), chosen.mean(1)  # (B, experts)
+    chosen = chosen / chosen.sum(1, keepdim=True)
     real = torch.ones_like(probability[:, 0], dtype=torch.bool)
     if gather:
         (probability, chosen), real = gather_rows(probability, chosen)
     likely, sent = (torch.where(real[:, None], x, 0).sum(0) for x in (probability, chosen))
-    return len(likely) * (likely * sent).sum() / real.sum() ** 2
+    return len(likely) * (likely * sent).sum() / real.sum().clamp(min=1) ** 2

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmfusion.baselines.output import fusion_output, observe, with_losses
+from mmfusion.baselines.output import fusion_output, with_losses
 from mmfusion.layers import FusionOutput, ModalityEncoders, ModalityEvidence
+from mmfusion.layers.encoders import observe
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_labels, check_target, evidence_loss, is_known
 

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.output import fusion_output, observe, with_losses
+from mmfusion.baselines.output import fusion_output, with_losses
 from mmfusion.layers import ConcatPool, FusionOutput, Head, ModalityEncoders
+from mmfusion.layers.encoders import observe
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target
+from mmfusion.missingness import hide
 
 __all__ = ["ModalityDropout"]
 
@@ -98,17 +100,11 @@ class ModalityDropout(nn.Module):
     ) -> FusionOutput:
         """Classify; losses need ``labels``."""
         tokens, present, visible = observe(self.edge, inputs, present, visible, labels, sample_ids)
-        visible = self._keep(visible)
+        if self.training and self.modality_dropout:
+            visible = hide(visible, self.modality_dropout)
         kept = visible.sum(1).clamp(min=1)
         completed = torch.where(visible[:, :, None, None], tokens, 0)
         scale = (len(self.names) / kept)[:, None, None, None].to(tokens.dtype)
         fused = F.gelu(self.fuse(completed * scale, visible))
         out = fusion_output(self.head(fused), fused, tokens, completed, present, visible)
         return with_losses(self, out, labels)
-
-    def _keep(self, visible: Tensor) -> Tensor:
-        if not (self.training and self.modality_dropout):
-            return visible
-        draw = torch.rand(visible.shape, device=visible.device)
-        best = torch.where(visible, draw, -1).amax(1, keepdim=True)
-        return visible & ((draw >= self.modality_dropout) | (draw == best))

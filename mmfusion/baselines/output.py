@@ -1,16 +1,14 @@
-"""What every baseline does before its own idea and after it."""
+"""What every baseline does after its own idea."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mmfusion.layers import FusionOutput, ModalityEncoders
+from mmfusion.layers import FusionOutput
 from mmfusion.losses import check_labels, task_loss
-from mmfusion.presence import check_visible
 
-__all__ = ["Trained", "fusion_output", "observe", "with_losses"]
+__all__ = ["Trained", "fusion_output", "with_losses"]
 
 
 class Trained(Protocol):
@@ -20,28 +18,6 @@ class Trained(Protocol):
     check_values: bool
     training: bool
     loss_weights: dict[str, float]
-
-
-def observe(
-    edge: ModalityEncoders,
-    inputs: Mapping[str, Any],
-    present: Tensor | None,
-    visible: Tensor | None,
-    labels: Tensor | None,
-    sample_ids: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, what was observed and what may be looked at, once all arguments are in order."""
-    for name, value in (("labels", labels), ("sample_ids", sample_ids)):
-        if not (value is None or isinstance(value, Tensor)):
-            raise ValueError(
-                f"{name} is a {type(value).__name__}: it is a tensor with one row per sample. "
-                "Use torch.as_tensor; number samples that have names."
-            )
-    tokens, present = edge(inputs, present)
-    if visible is None:
-        visible = present
-    check_visible(visible, present, edge.names, check_values=edge.check_values)
-    return tokens, present, visible
 
 
 def fusion_output(

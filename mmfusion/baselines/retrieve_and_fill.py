@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.output import fusion_output, observe, with_losses
+from mmfusion.baselines.output import fusion_output, with_losses
 from mmfusion.functional import retrieve
 from mmfusion.layers import ConcatPool, FusionOutput, Head, MemoryBank, ModalityEncoders
+from mmfusion.layers.encoders import observe
 from mmfusion.layers.memory import check_query
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.output import fusion_output, observe, with_losses
+from mmfusion.baselines.output import fusion_output, with_losses
 from mmfusion.layers import ConcatPool, FusionOutput, Head, ModalityEncoders
+from mmfusion.layers.encoders import observe
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target
 from mmfusion.ranks import joint_mean
+from mmfusion.reference import wide_type
 
 __all__ = ["SharedSpecific"]
 
@@ -121,8 +123,10 @@ class SharedSpecific(nn.Module):
             visible,
             synthesised=guess,
         )
-        distance = (shared - guess).float().abs().mean((2, 3))
-        surprise = -self.domain(specific.mean(2)).float().log_softmax(-1).diagonal(dim1=1, dim2=2)
+        distance = shared - guess
+        distance = distance.to(wide_type(distance)).abs().mean((2, 3))
+        domain = self.domain(specific.mean(2))
+        surprise = -domain.to(wide_type(domain)).log_softmax(-1).diagonal(dim1=1, dim2=2)
         return with_losses(
             self,
             out,

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.baselines.output import fusion_output, observe, with_losses
+from mmfusion.baselines.output import fusion_output, with_losses
 from mmfusion.layers import AbsentTokens, ConcatPool, FusionOutput, Head, ModalityEncoders
+from mmfusion.layers.encoders import observe
 from mmfusion.layers.reset import reset_children
 from mmfusion.losses import check_target
 
@@ -37,7 +38,8 @@ class TokenFill(nn.Module):
 
     References:
         The mask token of Devlin et al., "BERT", 2019, per modality; ``CMML(crta=None, memory=None,
-        alignment=None)`` pools the same tokens with attention, here they are concatenated.
+        alignment=None)`` concatenates the same tokens, without the GELU behind, and has a
+        contrastive loss besides.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmfusion.layers.attention import PresenceAttention
 from mmfusion.layers.reset import reset_children
+from mmfusion.layers.tokens import per_sample
 
 __all__ = ["ReferenceAlignment"]
 
@@ -32,7 +33,7 @@ class ReferenceAlignment(nn.Module):
         - ``present``: ``(B, M)``, True = take part; None is everything
 
     Raises:
-        ValueError: If ``num_heads`` does not divide ``dim``.
+        ValueError: If ``num_heads`` does not divide ``dim``, or ``context`` has another shape.
 
     Example:
         >>> align = ReferenceAlignment(8, num_heads=2)
@@ -99,4 +100,4 @@ class ReferenceAlignment(nn.Module):
         if present is None:
             present = torch.ones(completed.shape[:2], dtype=torch.bool, device=completed.device)
         x = torch.where(present[:, :, None, None], completed, 0).flatten(1, 2)  # (B, N, D)
-        return x, self.norm_tokens(x), context.expand(x.shape[0], -1, -1), present
+        return x, self.norm_tokens(x), per_sample(context, x.shape[0]), present

@@ -157,11 +157,12 @@ class PresenceAttention(nn.Module):
 
 def _check_attend(queries: Tensor, keys: Tensor, attend: Tensor) -> None:
     pairwise = (keys.shape[0], 1, queries.shape[1], keys.shape[1])
-    if attend.dtype != torch.bool or (attend.ndim == 4 and attend.shape != pairwise):
+    fits = attend.ndim != 4 or (attend.shape == pairwise and queries.shape[0] == keys.shape[0])
+    if attend.dtype != torch.bool or not fits:
         raise ValueError(
-            f"attend is {tuple(attend.shape)} {attend.dtype} with {queries.shape[1]} queries and "
-            f"{keys.shape[1]} keys: it is bool, (B, N) or (B, 1, Nq, N) = {pairwise}, True where a "
-            "key may be read. Convert it, with ~mask if True means hidden."
+            f"attend is {tuple(attend.shape)} {attend.dtype} with queries {tuple(queries.shape)} "
+            f"and keys {tuple(keys.shape)}: it is bool, (B, N) or (B, 1, Nq, N) = {pairwise}, True "
+            "where a key may be read, in one batch. Convert it, with ~mask if True means hidden."
         )
 
 

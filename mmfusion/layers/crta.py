@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmfusion.layers.attention import PresenceAttention
 from mmfusion.layers.reset import reset_children
-from mmfusion.layers.tokens import AbsentTokens
+from mmfusion.layers.tokens import AbsentTokens, per_sample
 
 __all__ = ["CRTA", "CRTABlock", "CRTAOutput"]
 
@@ -160,7 +160,8 @@ class CRTA(nn.Module):
         - result: ``CRTAOutput``
 
     Raises:
-        ValueError: If ``num_blocks`` is below 1, or ``tokens`` has other sizes than declared.
+        ValueError: If ``num_blocks`` is below 1, ``tokens`` has other sizes than declared, or
+            ``context`` has another shape.
 
     Example:
         Untrained, the cascade is the identity: the guess for the absent one is its learned token.
@@ -209,7 +210,7 @@ class CRTA(nn.Module):
     def forward(self, tokens: Tensor, context: Tensor, present: Tensor) -> CRTAOutput:
         """Synthesise every modality and complete the absent ones."""
         z = self.absent(tokens, present)  # z_0
-        c = context.expand(tokens.shape[0], -1, -1)
+        c = per_sample(context, tokens.shape[0])
         readable = present
         stages = []
         for block in self.blocks:

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmfusion.layers.memory import check_ids
 from mmfusion.layers.reset import reset_children
 from mmfusion.layers.tokens import ModalityTokens
-from mmfusion.presence import may_look, normalise
+from mmfusion.presence import check_visible, may_look, normalise
 from mmfusion.ranks import world_size
 
-__all__ = ["ModalityEncoders"]
+__all__ = ["ModalityEncoders", "observe"]
 
 
 class ModalityEncoders(nn.Module):
@@ -22,9 +23,9 @@ class ModalityEncoders(nn.Module):
     finite at zero, and so do its derivatives: divide by a norm or a spread plus an eps. It may
     return a vector, tokens, ``(tokens, valid)`` or a map. Attributes of an encoder that are read:
     ``accepts_nan = True`` lets NaN cells of observed rows through to it; ``in_shape`` (a per-sample
-    shape), with ``in_dtype`` if that is not its parameters', lets a batch without that modality run
-    through the same graph. Encoders with batch statistics count the zero rows too: prefer GroupNorm
-    or LayerNorm.
+    shape, where it takes one tensor), with ``in_dtype`` if that is not its parameters', lets a
+    batch without that modality run through the same graph. Encoders with batch statistics count the
+    zero rows too: prefer GroupNorm or LayerNorm.
 
     Args:
         modalities: Name to feature width, or to ``(encoder, width of what it returns)``.
@@ -113,7 +114,8 @@ class ModalityEncoders(nn.Module):
                 raise ValueError(
                     f"inputs[{name!r}] is None for the whole batch, and its encoder's input shape "
                     "is unknown: over several ranks every parameter takes part in every step. Set "
-                    "in_shape on the encoder, or collate with shapes=."
+                    "in_shape on the encoder, or, if it takes a structure, pass one of zeros with "
+                    "present False."
                 )
         return self.tokens(tensors, present), present
 
@@ -130,7 +132,10 @@ class ModalityEncoders(nn.Module):
                 "does (a transformers model: return its last_hidden_state)."
             )
         if self.check_values and may_look(tokens):
-            real = tokens if valid is None else torch.where(valid.unsqueeze(-1), tokens, 0)
+            real = tokens
+            # a valid of another shape is for ModalityTokens to refuse
+            if valid is not None and tokens.ndim == 3 and valid.shape == tokens.shape[:2]:
+                real = torch.where(valid.unsqueeze(-1), tokens, 0)
             if not tokens.requires_grad:  # then what stands in absent rows is dropped for good
                 real = real[present[:, self.names.index(name)]]
             if not bool(real.isfinite().all()):
@@ -155,4 +160,37 @@ class ModalityEncoders(nn.Module):
         if name not in self.encoders:
             return (self._widths[name],)
         shape = getattr(self.encoders[name], "in_shape", None)
-        return None if shape is None else tuple(shape)
+        return (shape,) if isinstance(shape, int) else None if shape is None else tuple(shape)
+
+
+def observe(
+    edge: ModalityEncoders,
+    inputs: Mapping[str, Any],
+    present: Tensor | None,
+    visible: Tensor | None,
+    labels: Tensor | None,
+    sample_ids: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, what was observed and what may be looked at, once a model's arguments are in order.
+
+    Raises:
+        ValueError: On what ``edge`` and ``check_visible`` refuse, if ``labels`` or ``sample_ids``
+            are no tensors, or if there is not one id per sample.
+
+    Example:
+        >>> edge = ModalityEncoders({"a": 2, "b": 2}, dim=4, num_tokens=1)
+        >>> observed = observe(edge, {"a": torch.ones(1, 2)}, None, None, None, None)
+        >>> observed[2].tolist()
+        [[True, False]]
+    """
+    for name, value in (("labels", labels), ("sample_ids", sample_ids)):
+        if not (value is None or isinstance(value, Tensor)):
+            raise ValueError(
+                f"{name} is a {type(value).__name__}: it is a tensor with one row per sample. "
+                "Use torch.as_tensor; number samples that have names."
+            )
+    tokens, present = edge(inputs, present)
+    check_ids(sample_ids, tokens.shape[0])
+    visible = present if visible is None else visible
+    check_visible(visible, present, edge.names, check_values=edge.check_values)
+    return tokens, present, visible

@@ -12,7 +12,7 @@ from mmfusion.layers.reset import reset_children
 from mmfusion.presence import normalise
 from mmfusion.reference import autocasts
 
-__all__ = ["AbsentTokens", "ContextTokens", "ModalityTokens"]
+__all__ = ["AbsentTokens", "ContextTokens", "ModalityTokens", "per_sample"]
 
 
 class ModalityTokens(nn.Module):
@@ -31,8 +31,9 @@ class ModalityTokens(nn.Module):
         dtype: Type of the parameters.
 
     Shape:
-        - a modality: ``(B, F)``; ``(B, T, F)``, alone or as ``(tokens, valid)`` with ``valid``
-          ``(B, T)`` bool; or ``(B, F, *spatial)`` with two or three spatial axes
+        - a modality: ``(B, F)``, or ``(B,)`` with ``F = 1``; ``(B, T, F)``, alone or as
+          ``(tokens, valid)`` with ``valid`` ``(B, T)`` bool; or ``(B, F, *spatial)`` with two or
+          three spatial axes
         - ``present``: ``(B, M)``; None infers it from None values and NaN rows
         - result: ``(B, M, L, D)``
 
@@ -72,10 +73,12 @@ class ModalityTokens(nn.Module):
                     f"features[{name!r}] is {width}: a modality is at least 1 wide. Pass the width "
                     "of its features."
                 )
-            if not name or "." in name or hasattr(self.modalities, name):
+            plain = isinstance(name, str) and name and "." not in name
+            if not plain or hasattr(self.modalities, name):
                 raise ValueError(
                     f"modality name {name!r}: it becomes part of a state_dict key and an attribute "
-                    "of nn.ModuleDict. Use a name without dots that is not one of its methods."
+                    "of nn.ModuleDict. Use a name (a string) without dots that is not one of its "
+                    "methods."
                 )
             tokeniser = _Tokeniser(width, dim, num_tokens, device=device, dtype=dtype)
             self.modalities[name] = tokeniser
@@ -152,6 +155,24 @@ class ContextTokens(nn.Module):
     def forward(self, batch_size: int) -> Tensor:
         """The context, once per sample."""
         return self.tokens.expand(batch_size, -1, -1)
+
+
+def per_sample(context: Tensor, batch_size: int) -> Tensor:
+    """Context once per sample: ``(C, D)`` or ``(B, C, D)`` -> ``(B, C, D)``.
+
+    Raises:
+        ValueError: If it has another shape.
+
+    Example:
+        >>> tuple(per_sample(torch.ones(3, 4), batch_size=2).shape)
+        (2, 3, 4)
+    """
+    if context.ndim != 2 and (context.ndim != 3 or context.shape[0] != batch_size):
+        raise ValueError(
+            f"context is {tuple(context.shape)} for {batch_size} samples: it is (C, D), the same "
+            "for all, or (B, C, D). Drop or expand its first axis."
+        )
+    return context.expand(batch_size, -1, -1)
 
 
 class AbsentTokens(nn.Module):
@@ -262,7 +283,11 @@ def _as_sequence(name: str, value: Any, weight: Tensor) -> tuple[Tensor, Tensor 
     valid, width = None, weight.shape[1]
     if isinstance(value, tuple):
         value, valid = value
-    mixed = autocasts(value.device) and value.is_floating_point()
+    if value.ndim == width == 1:  # what collate makes of bare numbers
+        value = value.unsqueeze(1)
+    # autocast leaves float64 as it is
+    mixed = value.is_floating_point() and torch.float64 not in (value.dtype, weight.dtype)
+    mixed = mixed and autocasts(value.device)
     if value.dtype != weight.dtype and not mixed:
         raise ValueError(
             f"features of {name!r} are {value.dtype}: they are multiplied with {weight.dtype} "

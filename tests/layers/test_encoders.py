@@ -238,3 +238,38 @@ def test_an_encoder_of_integers_declares_what_a_missing_batch_is_filled_with():
     model = edge((Words(), 6))
     assert model({"first": None, "second": SECOND})[1][:, 0].tolist() == [False] * 4
     assert model({"first": torch.ones(4, 3), "second": SECOND})[0].isfinite().all()
+
+
+def test_the_cure_for_a_structure_that_a_batch_lacks_works(monkeypatch):
+    """It was to set in_shape, which a dict of tensors does not have."""
+    monkeypatch.setattr("mmfusion.layers.encoders.world_size", lambda: 2)
+    made = edge((Padded(0.0), 6))
+    with pytest.raises(ValueError, match=r"(?s)None for the whole batch.*structure.*of zeros"):
+        made({"first": None, "second": SECOND})
+    zeros = {"x": torch.zeros(4, 3, 2), "mask": torch.zeros(4, 3).bool()}
+    tokens, _ = made({"first": zeros, "second": SECOND}, torch.tensor([[False, True]] * 4))
+    assert not tokens[:, 0].any()
+    tokens.sum().backward()
+    assert all(p.grad is not None for p in made.encoders.parameters())
+
+
+def test_one_number_is_a_shape():
+    first = Table()
+    first.in_shape = 3
+    edge((first, 6))({"second": SECOND})
+    assert first.seen.shape == (4, 3)
+
+
+class Valid(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x):
+        return x.unsqueeze(1).expand(-1, 5, -1), torch.ones(self.shape).bool()
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (4, 1), (4,), (4, 5, 3)])
+def test_a_valid_of_another_shape_is_named(shape):
+    with pytest.raises(ValueError, match=r"(?s)valid of 'first' is \(4,.*\(B, T\).*Convert it"):
+        edge((Valid(shape), 3))({"first": SECOND, "second": SECOND})

@@ -18,6 +18,22 @@ def close(actual, expected):
 # ModalityTokens
 
 
+def test_bare_numbers_are_a_modality_of_width_1():
+    tokens = ModalityTokens({"age": 1}, dim=8, num_tokens=2)
+    ages = torch.tensor([40.0, NAN, 60.0])
+    assert torch.equal(tokens({"age": ages}), tokens({"age": ages.unsqueeze(1)}))
+    with pytest.raises(ValueError, match=r"(?s)'photo' are \(4,\): declared with width 5"):
+        made()({"photo": torch.ones(4)})
+
+
+def test_double_precision_under_autocast_is_refused_with_its_cure():
+    """Autocast does not cast float64: the product of two types failed."""
+    with torch.autocast("cpu", torch.bfloat16):
+        assert made()({"photo": torch.ones(4, 5)}).isfinite().all()
+        with pytest.raises(ValueError, match=r"(?s)'photo' are torch.float64.*\.float\(\)"):
+            made()({"photo": torch.ones(4, 5, dtype=torch.float64)})
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (4, 6, 5), (4, 5, 3, 3), (4, 5, 2, 3, 2), (4, 1, 5)])
 def test_vectors_sequences_and_maps_become_tokens(shape):
     tokens = made()
