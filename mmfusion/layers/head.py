@@ -26,7 +26,8 @@ class FusionOutput(NamedTuple):
         present: ``(B, M)``, what was observed.
         visible: ``(B, M)``, what the model looked at; ``~visible`` was synthesised.
         neighbour_weights: ``(B, M, L, K)``, how much each remembered neighbour lent.
-        neighbour_ids: ``(B, M, L, K)``, the samples they came from; -1 where none.
+        neighbour_ids: ``(B, M, L, K)``, the samples they came from, or the numbers of the
+            prototypes of a ``PrototypeMemory``; -1 where none.
         losses: Scalars by name; empty without labels.
         loss: Their weighted sum; None without labels.
         fused_logits: ``(B, Y)``, what the fused vector alone says, without evidence; None from

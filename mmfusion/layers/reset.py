@@ -9,7 +9,9 @@ def reset_children(module: nn.Module) -> None:
     """Call ``reset_parameters`` on every child, and look inside those that have none.
 
     The order is that of construction, so that with one seed a module made usable on the meta device
-    (``to_empty`` then ``reset_parameters``) holds the values of one built normally.
+    (``to_empty`` then ``reset_parameters``) holds the values of one built normally. Not so with
+    parts that were passed in ready-made: those were drawn before their container, and with other
+    numbers.
 
     Raises:
         ValueError: If a module holds parameters of its own and has no ``reset_parameters``.
