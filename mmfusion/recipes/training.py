@@ -23,7 +23,7 @@ from mmfusion.recipes.batches import EpochBatches, Seeded
 from mmfusion.recipes.launch import join_processes
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.sharding import gathered
-from mmfusion.recipes.signals import StopRequest
+from mmfusion.recipes.signals import StopRequest, ignore_sigterm
 from mmfusion.recipes.state import History, TrainingState
 from mmfusion.recipes.stepping import OptimiserStep
 from mmfusion.recipes.tracking import Tracker, peak_memory
@@ -111,7 +111,11 @@ def fit(
         ranks=accelerator.num_processes,
     )
     loader = DataLoader(
-        Seeded(train), batch_sampler=batches, collate_fn=collate, num_workers=plan.num_workers
+        Seeded(train),
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=plan.num_workers,
+        worker_init_fn=ignore_sigterm,
     )
     if resume and state.last.exists():
         state.restore()

@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def script(*arguments: Any, **environment: str) -> "subprocess.Popen[str]":
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    kind: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True}
+    kind: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen(command, env=os.environ | environment, **kind)
 
 
@@ -95,6 +95,20 @@ def test_stopped_at_a_random_step_and_resumed_it_ends_where_the_whole_run_ends(
         "last.safetensors",
         "metrics.json",
     ]
+
+
+def test_sigterm_to_all_processes_of_a_job_with_workers_saves_too(
+    whole: dict[str, Any], tmp_path: Path
+) -> None:
+    """The signal comes from a worker, at its third batch of the first epoch."""
+    process = script(tmp_path, 2, int(signal.SIGTERM), WORKERS="2")
+    ended(process, 143)
+    with pytest.raises(ProcessLookupError):  # no worker is left
+        os.killpg(process.pid, 0)
+    assert checkpoint.load(tmp_path / "last.safetensors")[1]["history"] == []
+    ended(script(tmp_path, WORKERS="2"))
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["history"] == whole["history"]
 
 
 def ranks(*arguments: Any, **environment: str) -> "list[subprocess.Popen[str]]":
