@@ -135,6 +135,16 @@ def test_a_transform_sees_photos_and_volumes_together(written: Path) -> None:
     assert torch.equal(inputs["photo"].flip(-1), others["photo"])
 
 
+def test_a_transform_in_place_leaves_the_data_set_as_it_was(written: Path) -> None:
+    cases = Custom(
+        written, "train", transform=lambda x: {n: v.mul_(0) for n, v in x.items()}, **SIZES
+    )
+    row = int(cases.present[:, 1].nonzero()[0])
+    assert not cases[row]["inputs"]["scan"].any()
+    cases.transform = None
+    assert cases[row]["inputs"]["scan"].any()
+
+
 def damage_photo(root: Path, case: Case) -> str:
     path = case.files["photo"]
     path.write_bytes(path.read_bytes()[:100])
