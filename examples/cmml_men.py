@@ -125,6 +125,11 @@ def read(settings: Settings) -> tuple[dict[str, Men], dict[str, list[str]]]:
 
 def build(settings: Settings, data: Men | Patients) -> mmfusion.CMML:
     """CMML over an encoder of its own for each sequence and one for the table."""
+    if settings.weights and settings.encoder == "small":
+        raise ValueError(
+            f"weights={str(settings.weights)!r} with encoder='small', which starts from scratch: "
+            "they are those of a network of MONAI. Pass its name as encoder, or leave out weights."
+        )
     torch.manual_seed(settings.plan.seed)
     modalities: dict[str, Any] = {}
     for name in data.layout.volumes:
