@@ -9,8 +9,9 @@ from mmfusion.recipes.cells import Row, TableCoding
 from mmfusion.recipes.custom_files import read_modality
 from mmfusion.recipes.custom_layout import CustomLayout
 from mmfusion.recipes.men_layout import Layout
-from mmfusion.recipes.men_table import Patient, box_of, find_file
+from mmfusion.recipes.men_table import Patient, box_of
 from mmfusion.recipes.men_volumes import VolumeReader, value_of
+from mmfusion.recipes.named_files import find_file
 from mmfusion.recipes.patient_rows import (
     add_table,
     columns_of,
