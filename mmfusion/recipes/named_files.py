@@ -29,6 +29,28 @@ def find_file(root: Path, place: str, row: dict[str, str]) -> Path | None:
     return root / found[0] if found else None
 
 
+def find_each(
+    root: Path, place: str, rows: Sequence[dict[str, str]], id: str
+) -> list[Path | str | None]:
+    """The file of each row, or what is wrong with it; None where a row has none.
+
+    Args:
+        root: What paths are relative to.
+        place: Pattern or column.
+        rows: Of the table.
+        id: The column that names a row.
+    """
+    found: list[Path | str | None] = []
+    for row in rows:
+        try:
+            found.append(find_file(root, place, row))
+        except ValueError as error:
+            found.append(str(error))
+    files = [one if isinstance(one, Path) else None for one in found]
+    wrong = claimed_twice(place, rows, files, id)
+    return [wrong.get(one, one) if isinstance(one, Path) else one for one in found]
+
+
 def claimed_twice(
     place: str, rows: Sequence[Mapping[str, str]], files: Sequence[Path | None], id: str
 ) -> dict[Path, str]:
