@@ -34,7 +34,7 @@ from mmfusion.recipes.layout_patients import custom_patients
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.presets import SMALL, parse
 from mmfusion.recipes.reading import Patients, Reading
-from mmfusion.recipes.restoring import restored
+from mmfusion.recipes.restoring import check_resumed, restored
 from mmfusion.recipes.run import predict_new, run
 from mmfusion.recipes.splits import save_split
 
@@ -125,6 +125,7 @@ def main(settings: Settings) -> None:
         check_folder(settings.out)
     with state.main_process_first():  # which writes the synthetic data
         data, split = read(settings)
+    check_resumed(settings, split)
     train, test = data["train"], data["test"]
     kind = "SYNTHETIC custom data" if test.is_synthetic else f"data of {settings.data}"
     say(f"{kind}: {', '.join(f'{len(cases)} {name}' for name, cases in data.items())}")
@@ -135,12 +136,12 @@ def main(settings: Settings) -> None:
         for one in cases.broken:
             say(f"{name}: {one.patient_id}, {one.column} {one.value} {one.reason}: missing")
     about = {"title": f"CMML, {kind}, test split", "synthetic": test.is_synthetic}
+    model = build(settings, train)
     if state.is_main_process:
         about["split_sha256"] = save_split(settings.out / "split.json", split)
         train.reading().save(settings.out)
         config = {"settings": asdict(settings), "versions": reporting.versions(), **about}
         reporting.write_json(settings.out / "config.json", config)
-    model = build(settings, train)
     run(
         model,
         data,

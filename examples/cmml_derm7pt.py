@@ -41,8 +41,9 @@ from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.presets import CFCML, SMALL, parse
 from mmfusion.recipes.reading import Patients, Reading
 from mmfusion.recipes.release_patients import derm7pt_patients
-from mmfusion.recipes.restoring import restored
+from mmfusion.recipes.restoring import check_resumed, restored
 from mmfusion.recipes.run import predict_new
+from mmfusion.recipes.splits import hash_split
 from mmfusion.recipes.training import fit
 
 WITHOUT_SYNTHESIS = {"crta": None, "memory": None}
@@ -207,6 +208,8 @@ def main(settings: Settings) -> None:
         check_folder(settings.out)
     with state.main_process_first():  # which writes the synthetic release
         data = read(settings)
+    rows = {split: cases.sample_ids.tolist() for split, cases in data.items()}
+    check_resumed(settings, rows, "ablate")
     test = data["test"]
     say = print if main_process else (lambda *_: None)
     kind = "SYNTHETIC data in the format of Derm7pt" if test.is_synthetic else "Derm7pt"
@@ -218,6 +221,7 @@ def main(settings: Settings) -> None:
         for photo in cases.broken:
             say(f"{split}: row {photo.row}, {photo.column} {photo.file} {photo.reason}: missing")
     about = {"synthetic": test.is_synthetic, "versions": reporting.versions()}
+    about["split_sha256"] = hash_split(rows)
     if main_process:
         broken = {split: [b._asdict() for b in cases.broken] for split, cases in data.items()}
         config = {"settings": asdict(settings), **about, "broken": broken}

@@ -38,7 +38,7 @@ from mmfusion.recipes.men_table import read_patients, read_split
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.presets import CFCML, SMALL, parse
 from mmfusion.recipes.reading import Patients, Reading
-from mmfusion.recipes.restoring import restored
+from mmfusion.recipes.restoring import check_resumed, restored
 from mmfusion.recipes.run import predict_new, run
 from mmfusion.recipes.splits import folds, save_split
 from mmfusion.recipes.volume_inputs import random_mirror
@@ -125,6 +125,11 @@ def read(settings: Settings) -> tuple[dict[str, Men], dict[str, list[str]]]:
 
 def build(settings: Settings, data: Men | Patients) -> mmfusion.CMML:
     """CMML over an encoder of its own for each sequence and one for the table."""
+    if settings.weights and settings.encoder == "small":
+        raise ValueError(
+            f"weights={str(settings.weights)!r} with encoder='small', which starts from scratch: "
+            "they are those of a network of MONAI. Pass its name as encoder, or leave out weights."
+        )
     torch.manual_seed(settings.plan.seed)
     modalities: dict[str, Any] = {}
     for name in data.layout.volumes:
@@ -161,6 +166,7 @@ def main(settings: Settings) -> None:
         check_folder(settings.out)
     with state.main_process_first():  # which writes the synthetic cohort, and the cache
         data, split = read(settings)
+    check_resumed(settings, split, "cache")
     train, test = data["train"], data["test"]
     kind = "SYNTHETIC data in the format of MEN" if test.is_synthetic else "meningioma cohort"
     say(f"{kind}: {', '.join(f'{len(cases)} {name}' for name, cases in data.items())}")
@@ -173,12 +179,12 @@ def main(settings: Settings) -> None:
         for one in cases.broken:
             say(f"{name}: {one.patient_id}, {one.column} {one.value} {one.reason}: missing")
     about = {"title": f"CMML, {kind}, test split", "synthetic": test.is_synthetic}
+    model = build(settings, train)
     if state.is_main_process:
         about["split_sha256"] = save_split(settings.out / "split.json", split)
         train.reading().save(settings.out)
         config = {"settings": asdict(settings), "versions": reporting.versions(), **about}
         reporting.write_json(settings.out / "config.json", config)
-    model = build(settings, train)
     run(
         model,
         data,

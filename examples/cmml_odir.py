@@ -36,7 +36,7 @@ from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.presets import SMALL, parse
 from mmfusion.recipes.reading import Patients, Reading
 from mmfusion.recipes.release_patients import odir_patients
-from mmfusion.recipes.restoring import restored
+from mmfusion.recipes.restoring import check_resumed, restored
 from mmfusion.recipes.run import predict_new, run
 from mmfusion.recipes.splits import save_split, split_patients
 
@@ -150,6 +150,7 @@ def main(settings: Settings) -> None:
         check_folder(settings.out)
     with state.main_process_first():  # which writes the synthetic release
         data, split = read(settings)
+    check_resumed(settings, split, "images")
     train, test = data["train"], data["test"]
     kind = "SYNTHETIC data in the format of ODIR-5K" if test.is_synthetic else "ODIR-5K"
     say(f"{kind}: {', '.join(f'{len(cases)} {name}' for name, cases in data.items())}")
@@ -161,12 +162,12 @@ def main(settings: Settings) -> None:
         for photo in cases.broken:
             say(f"{name}: row {photo.row}, {photo.column} {photo.file} {photo.reason}: missing")
     about = {"title": f"CMML, {kind}, test split", "synthetic": test.is_synthetic}
+    model = build(settings, train)
     if state.is_main_process:
         about["split_sha256"] = save_split(settings.out / "split.json", split)
         train.reading().save(settings.out)
         config = {"settings": asdict(settings), "versions": reporting.versions(), **about}
         reporting.write_json(settings.out / "config.json", config)
-    model = build(settings, train)
     run(model, data, settings.plan, settings.out, about, metrics=METRICS, resume=settings.resume)
 
 

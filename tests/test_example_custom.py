@@ -17,9 +17,13 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = "--image-size 16 16 --volume-size 16 16 8 --dim 8 --num-heads 2 --epochs 1".split()
 
 
-def run(*arguments: Any) -> str:
+def start(*arguments: Any) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(EXAMPLES / "cmml_custom.py"), *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def run(*arguments: Any) -> str:
+    ended = start(*arguments)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -37,6 +41,12 @@ def test_a_toml_file_is_all_it_takes(tmp_path: Path) -> None:
     split = json.loads((tmp_path / "run" / "split.json").read_text())
     assert split["sha256"] == report.about["split_sha256"]
     assert sum(map(len, split["split"].values())) == 60
+
+    # Resuming with another split would train on test cases; nothing is overwritten.
+    files = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json")}
+    refused = start("--data", toml, "--out", tmp_path / "run", "--resume", "--split-seed", 1, *TINY)
+    assert "split_seed=1, and the run in" in refused.stderr
+    assert {path: path.read_bytes() for path in files} == files
 
     # New cases: the same again, but nobody knows the outcome, and the folder is another.
     with (toml.parent / "table.csv").open(newline="") as file:

@@ -31,6 +31,15 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+def test_weights_of_a_network_that_is_not_asked_for_are_refused(
+    cohort: Path, tmp_path: Path
+) -> None:
+    ended = run(tmp_path, "--data-root", cohort, "--weights", "resnet.pth")
+    assert ended.returncode == 1
+    assert "weights='resnet.pth' with encoder='small'" in ended.stderr
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_three_classes_from_a_saved_split(cohort: Path, tmp_path: Path) -> None:
     out, cache = tmp_path / "run", tmp_path / "cache"
     given = ("--data-root", cohort, "--preset", "cfcml", "--split", 1, "--cache", cache)

@@ -136,3 +136,9 @@ def test_cmml_derm7pt_criteria_with_a_named_backbone_and_a_broken_photo(
         )
     resumed = json.loads((tmp_path / "run/config.json").read_text())
     assert resumed["settings"]["resume"] is True
+
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*s*")}
+    settings.columns = "safe"
+    with pytest.raises(ValueError, match=r"columns='safe', .* has 'paper': .*leave out resume"):
+        derm7pt.main(settings)
+    assert {path: path.read_bytes() for path in files} == files

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from mmfusion.recipes.cells import TableCoding
 from mmfusion.recipes.custom_files import read_modality, width_of
-from mmfusion.recipes.custom_layout import Case, CustomLayout, deal, read_cases
+from mmfusion.recipes.custom_layout import Case, CustomLayout, check_groups, deal, read_cases
 from mmfusion.recipes.images import check_choice, check_size, transformed
 from mmfusion.recipes.men_table import SPLITS, check_split
 from mmfusion.recipes.men_volumes import Broken
@@ -96,7 +96,9 @@ class Custom(Dataset[dict[str, Any]]):
         self.names = self.layout.names
         self.class_names = tuple(dict.fromkeys(self.layout.classes.values()))
         self.num_classes = len(self.class_names)
-        check_split(splits, {case.id: case.label for case in cases}, self.class_names)
+        cure = "Correct it, or split anew with mmfusion.recipes.custom_layout.deal(cases, seed)"
+        check_split(splits, {case.id: case.label for case in cases}, self.class_names, cure)
+        check_groups(cases, {case: name for name in splits for case in splits[name]})
         rows = {case.id: row for row, case in enumerate(cases)}
         chosen = {name: sorted(rows[case] for case in splits[name]) for name in splits}
         self.cases = [cases[row] for row in chosen[split]]

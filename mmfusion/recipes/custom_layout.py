@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmfusion.recipes.men_table import SPLITS, find_file, read_table
+from mmfusion.recipes.men_table import SPLITS, read_table
+from mmfusion.recipes.named_files import claimed_twice, find_file
 from mmfusion.recipes.splits import split_patients
 
 Names = Mapping[str, str]
@@ -38,8 +39,9 @@ class CustomLayout:
     """Where a data set keeps what: columns of its table, and files of a case.
 
     A file is named by a pattern or by a column. A pattern holds columns in braces and may hold
-    ``*``, as in ``"photos/{id}*.jpg"``; a case without such a file lacks the modality. A column
-    holds paths; a blank cell lacks the modality. Paths are relative to the folder of the TOML file.
+    ``*``, as in ``"photos/{id}_*.jpg"``; a case without such a file, or with a blank cell in
+    such a column, lacks the modality. A column holds paths; a blank cell lacks the modality. Paths
+    are relative to the folder of the TOML file.
 
     Args:
         label: Column of the class.
@@ -134,7 +136,8 @@ def read_cases(root: Path, layout: CustomLayout) -> list[Case]:
 
     Raises:
         ValueError: If the table is not there or lacks a column, an id is blank or repeated, a label
-            or split is unknown, a pattern fits two files, or no case has some modality.
+            or split is unknown, a pattern fits two files or gives one file to two rows, or
+            no case has some modality.
     """
     path = root / layout.table
     places = [place for place in layout.files.values() if "{" not in place]
@@ -168,6 +171,9 @@ def read_cases(root: Path, layout: CustomLayout) -> list[Case]:
             files={of: file for of, file in found.items() if file is not None},
         )
     for of, place in layout.files.items():
+        files = [case.files.get(of) for case in cases.values()]
+        for told in claimed_twice(place, rows, files, layout.id).values():
+            raise ValueError(told)
         if not any(of in case.files for case in cases.values()):
             raise ValueError(
                 f"root={str(root)!r}: no case has {of!r} by {place!r}: a layout names modalities "
@@ -194,14 +200,7 @@ def deal(cases: Sequence[Case], seed: int = 0) -> dict[str, list[str]]:
         >>> {split: len(ids) for split, ids in deal(cases).items()}
         {'train': 7, 'valid': 1, 'test': 2}
     """
-    where: dict[str, str] = {}
-    for case in cases:
-        if where.setdefault(case.group, case.split) != case.split:
-            raise ValueError(
-                f"group {case.group!r} is in {where[case.group]!r} and {case.split!r} (case "
-                f"{case.id}): all cases of a group are in one split, or the test is not fair. "
-                "Correct the table, or leave split out of the layout to draw one."
-            )
+    where = check_groups(cases, {case.id: case.split for case in cases})
     if not any(where.values()):
         labels: dict[str, set[str]] = {}
         for case in cases:
@@ -211,6 +210,28 @@ def deal(cases: Sequence[Case], seed: int = 0) -> dict[str, list[str]]:
         drawn = split_patients([*labels], seed=seed, labels=strata if pure else None)
         where = {group: split for split, groups in drawn.items() for group in groups}
     return {split: [case.id for case in cases if where[case.group] == split] for split in SPLITS}
+
+
+def check_groups(cases: Sequence[Case], where: Mapping[str, str]) -> dict[str, str]:
+    """Group -> split, if no group is in two.
+
+    Args:
+        cases: From ``read_cases``.
+        where: Id of a case -> split.
+
+    Raises:
+        ValueError: If one is.
+    """
+    found: dict[str, str] = {}
+    for case in cases:
+        first = found.setdefault(case.group, where[case.id])
+        if first != where[case.id]:
+            raise ValueError(
+                f"group {case.group!r} is in {first!r} and {where[case.id]!r} (case {case.id}): "
+                "all cases of a group are in one split, or the test is not fair. Correct the table "
+                "or splits; without split in the layout, deal(cases) draws a fair one."
+            )
+    return found
 
 
 def _fits(key: str, value: Any) -> bool:

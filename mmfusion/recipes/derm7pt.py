@@ -59,7 +59,7 @@ class Derm7pt(Dataset[dict[str, Any]]):
 
     Attributes:
         names: The modalities: ``clinic``, ``derm``, ``meta``.
-        labels: Of every case, as one tensor; ``sample_ids`` likewise.
+        labels: Of every case, as one tensor; ``sample_ids`` likewise, and ``case_nums`` as text.
         present: ``(num_cases, 3)`` bool, columns as ``names``.
         broken: The photos that could not be read.
         tasks: Label column -> its classes.
@@ -120,6 +120,7 @@ class Derm7pt(Dataset[dict[str, Any]]):
         if target == "diagnosis2":
             rows = [i for i in rows if GROUPS["diagnosis"][table[i]["diagnosis"]] in ("NEV", "MEL")]
         self.sample_ids = torch.tensor(rows)
+        self.case_nums = tuple(table[i]["case_num"] for i in rows)
         self._set_labels([table[i] for i in rows], target)
         self._set_meta([table[i] for i in rows], INPUTS[columns])
         self._set_photos(table, rows)
@@ -175,7 +176,7 @@ class Derm7pt(Dataset[dict[str, Any]]):
 
     def reading(self) -> Reading:
         """What it takes to read new cases as these."""
-        ids = {str(row): str(row + 1) for row in self.sample_ids.tolist()}  # its case_num
+        ids = dict(zip(map(str, self.sample_ids.tolist()), self.case_nums, strict=True))
         classes = self.tasks if len(self.tasks) > 1 else self.class_names
         about = (self.names, self.shapes, classes, self.feature_names)
         return Reading(*about, ids, {}, self.is_synthetic)

@@ -1,5 +1,6 @@
 """Photos that readers share: decoded and scaled once, the unreadable noted, flipped jointly."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,8 @@ class BrokenPhoto(NamedTuple):
 def read_photo(images: Path, file: str, size: tuple[int, int]) -> Tensor:
     """Read a photo as RGB, cut to the largest centred box of the wanted aspect, and scale it.
 
+    It is turned upright first, as its EXIF says.
+
     Args:
         images: The folder of all photos.
         file: The name below it, in the spelling of the table.
@@ -55,6 +58,9 @@ def read_photo(images: Path, file: str, size: tuple[int, int]) -> Tensor:
         with Image.open(path) as photo:
             if photo.mode[0] in "IF":  # which Pillow would clip to 0..255, without a word
                 raise ValueError(f"has pixels of mode {photo.mode!r}, not of 8 bits a channel")
+            photo.load()
+            with contextlib.suppress(Exception):  # damaged EXIF: the pixels are as they are
+                ImageOps.exif_transpose(photo, in_place=True)
             rgb = photo.convert("RGB")
     # SyntaxError is Pillow's word for a broken header; a damaged size may be one that it refuses.
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -101,12 +107,14 @@ def read_photos(
 def transformed(photos: Photos, transform: Callable[[Photos], Photos] | None) -> Photos:
     """The photos of one case after a transform that sees all of them together.
 
+    It gets copies, so that one that works in place changes no volume that a reader keeps in memory.
+
     Raises:
         ValueError: If the transform returns other photos than it was given.
     """
     if transform is None:
         return photos
-    found = transform(dict(photos))
+    found = transform({name: photo.clone() for name, photo in photos.items()})
     if sorted(found) != sorted(photos):
         raise ValueError(
             f"transform returned {sorted(found)} for {list(photos)}: it returns the photos it was "

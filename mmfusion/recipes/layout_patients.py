@@ -1,16 +1,18 @@
 """New patients of data that a layout describes; labels are not looked at."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from mmfusion.recipes.cells import Row, TableCoding
+from mmfusion.recipes.cells import TableCoding
 from mmfusion.recipes.custom_files import read_modality
 from mmfusion.recipes.custom_layout import CustomLayout
 from mmfusion.recipes.men_layout import Layout
-from mmfusion.recipes.men_table import Patient, box_of, find_file
+from mmfusion.recipes.men_table import Patient, box_of
 from mmfusion.recipes.men_volumes import VolumeReader, value_of
+from mmfusion.recipes.named_files import find_each
 from mmfusion.recipes.patient_rows import (
     add_table,
     columns_of,
@@ -50,8 +52,10 @@ def custom_patients(table: str | Path, reading: Reading) -> Patients:
     root, rows, sha256 = open_table(table, layout.table, columns)
     codings = {n: TableCoding.restored(kept) for n, kept in reading.coding["tables"].items()}
 
-    def value(row: Row, name: str, place: str) -> Tensor | None:
-        file = find_file(root, place, dict(row))
+    files = {of: find_each(root, place, rows, layout.id) for of, place in layout.files.items()}
+
+    def value(index: int, name: str) -> Tensor | None:
+        file = _found(files[name][index])
         if file is None:
             return None
         make = partial(read_modality, root, file, name, layout, reading.shapes[name])
@@ -60,14 +64,13 @@ def custom_patients(table: str | Path, reading: Reading) -> Patients:
 
     def read(index: int) -> Found:
         row = rows[index]
-        files = layout.files.items()
-        found = read_each({name: partial(value, row, name, place) for name, place in files})
+        found = read_each({name: partial(value, index, name) for name in files})
         for name, coding in codings.items():
             add_table(found, name, coding, row)
         return found
 
     ids = [row[layout.id] for row in rows]
-    return Patients(reading, ids, read, layout=layout, sha256=sha256)
+    return Patients(reading, ids, read, layout=layout, sha256=sha256, files=_paths(files))
 
 
 def men_patients(table: str | Path, reading: Reading, cache: Path | None = None) -> Patients:
@@ -104,20 +107,19 @@ def men_patients(table: str | Path, reading: Reading, cache: Path | None = None)
     size = reading.shapes[next(iter(layout.volumes))][1:]
     load = VolumeReader(layout, size, coding["clip"], coding["margin"], cache)  # type: ignore[arg-type]
     of_table = TableCoding.restored(coding["table"])
+    wanted = dict(layout.volumes) | ({"tumour": layout.tumour} if layout.tumour else {})
+    named = {of: find_each(root, p, rows, layout.patient_id) for of, p in wanted.items()}
 
     def read(index: int) -> Found:
         row = rows[index]
-        find = {
-            name: partial(find_file, root, place, row) for name, place in layout.volumes.items()
-        }
-        files, problems = read_each(find)
+        files, problems = read_each({of: partial(_found, one[index]) for of, one in named.items()})
+        tumour = files.pop("tumour", None)
         here = {name: file for name, file in files.items() if file is not None}
-        maps, lost = read_each({"tumour": partial(_map_of, root, layout, row)})
         boxes, wrong = read_each({"box": partial(box_of, row, layout)})
-        tumour, box = maps.get("tumour"), boxes.get("box")
+        box = boxes.get("box")
         patient = Patient(row[layout.patient_id], "", {}, here, tumour, box)
         volumes, broken = load(patient)
-        problems += [*lost, *wrong, *(f"{one.column}: {one.reason}" for one in broken)]
+        problems += [*wrong, *(f"{one.column}: {one.reason}" for one in broken)]
         uncut = box is None and (tumour is None or "tumour" in [one.column for one in broken])
         if here and uncut and (layout.tumour or layout.box):
             problems.append("tumour: no box, so that the middle of the first volume was taken")
@@ -128,8 +130,15 @@ def men_patients(table: str | Path, reading: Reading, cache: Path | None = None)
         return inputs, problems
 
     ids = [row[layout.patient_id] for row in rows]
-    return Patients(reading, ids, read, layout=layout, sha256=sha256)
+    return Patients(reading, ids, read, layout=layout, sha256=sha256, files=_paths(named))
 
 
-def _map_of(root: Path, layout: Layout, row: dict[str, str]) -> Path | None:
-    return find_file(root, layout.tumour, row) if layout.tumour else None
+def _found(file: Path | str | None) -> Path | None:
+    """The file, if ``find_each`` found nothing wrong."""
+    if isinstance(file, str):
+        raise ValueError(file)
+    return file
+
+
+def _paths(found: Mapping[str, Sequence[Path | str | None]]) -> list[Path]:
+    return [one for column in found.values() for one in column if isinstance(one, Path)]

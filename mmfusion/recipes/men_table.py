@@ -1,6 +1,5 @@
 """Read the table of a cohort, find the files of its patients, and check its splits."""
 
-import glob
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mmfusion.recipes.men_layout import MEN_LAYOUT, Layout
+from mmfusion.recipes.named_files import claimed_twice, find_file
 
 SPLITS = ("train", "valid", "test")
 
@@ -46,7 +46,8 @@ def read_patients(root: str | Path, layout: Layout = MEN_LAYOUT) -> list[Patient
 
     Raises:
         ValueError: If the table is not there or lacks a column, an id is blank or repeated, a label
-            is unknown, a box is none, a pattern fits two files, or no patient has some volume.
+            is unknown, a box is none, a pattern fits two files or gives one file to two rows, or no
+            patient has some volume.
 
     Example:
         >>> import tempfile
@@ -77,6 +78,10 @@ def read_patients(root: str | Path, layout: Layout = MEN_LAYOUT) -> list[Patient
                 "layout."
             )
     patients = [_patient(root, row, layout) for row in rows]
+    for name, place in {**layout.volumes, "": layout.tumour}.items():
+        files = [patient.files.get(name) if name else patient.tumour for patient in patients]
+        for told in claimed_twice(place, rows, files, layout.patient_id).values():
+            raise ValueError(told)
     for name in layout.volumes:
         if not any(name in patient.files for patient in patients):
             raise ValueError(
@@ -108,7 +113,10 @@ def read_split(path: Path) -> dict[str, list[str]]:
 
 
 def check_split(
-    splits: Mapping[str, Sequence[str]], labels: Mapping[str, str], classes: Sequence[str]
+    splits: Mapping[str, Sequence[str]],
+    labels: Mapping[str, str],
+    classes: Sequence[str],
+    cure: str = "Split anew with mmfusion.recipes.splits.split_patients(ids, labels=labels)",
 ) -> None:
     """Refuse splits that share, lose or invent a patient, or cannot train and select a model.
 
@@ -116,6 +124,7 @@ def check_split(
         splits: Split -> ids of its patients.
         labels: Id of every patient of the table -> class.
         classes: All classes.
+        cure: The end of a message.
 
     Raises:
         ValueError: If so, by name.
@@ -124,7 +133,6 @@ def check_split(
         >>> labels = {"1": "a", "2": "a", "3": "a"}
         >>> check_split({"train": ["1"], "valid": ["2"], "test": ["3"]}, labels, ["a"])
     """
-    cure = "Split anew with mmfusion.recipes.splits.split_patients(ids, labels=labels)"
     dealt = [patient for split in SPLITS for patient in splits.get(split, ())]
     wrong = {
         "patients that the table lacks": set(dealt) - set(labels),
@@ -177,6 +185,11 @@ def read_table(path: Path, columns: Iterable[str], cure: str) -> list[dict[str, 
         ) from None
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path} cannot be read ({error}): it is a table. {cure}") from None
+    if not isinstance(table.index, pd.RangeIndex) and path.suffix != ".parquet":
+        raise ValueError(
+            f"{path}: rows have a cell more than the {table.shape[1]} columns of the header, which "
+            f"would move all cells: each cell has a column. Remove the comma that ends rows. {cure}"
+        )
     if lacking := [column for column in columns if column not in table.columns]:
         raise ValueError(
             f"{path} has the columns {', '.join(map(str, table.columns))}: it must have "
@@ -196,26 +209,6 @@ def _patient(root: Path, row: dict[str, str], layout: Layout) -> Patient:
         find_file(root, layout.tumour, row) if layout.tumour else None,
         box_of(row, layout),
     )
-
-
-def find_file(root: Path, place: str, row: dict[str, str]) -> Path | None:
-    """The file of a patient; None where the patient has none."""
-    if "{" not in place:
-        return root / row[place] if row[place] else None
-    try:
-        pattern = place.format_map({column: glob.escape(cell) for column, cell in row.items()})
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"pattern {place!r} of the layout: {error!r}: braces hold a column of the table "
-            f"({', '.join(row)}). Correct the layout."
-        ) from None
-    found = sorted(glob.glob(pattern, root_dir=root))
-    if len(found) > 1:
-        raise ValueError(
-            f"{', '.join(found)} in {str(root)!r} all fit {place!r}: a patient has one file of a "
-            "kind. Remove the others, or narrow the pattern."
-        )
-    return root / found[0] if found else None
 
 
 def box_of(row: dict[str, str], layout: Layout) -> NDArray[np.float64] | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmfusion.recipes.men_layout import Layout
 from mmfusion.recipes.men_table import Patient
-from mmfusion.recipes.volume_inputs import Size, cached, prepare
+from mmfusion.recipes.volume_inputs import Size, cached, prepare, sweep
 from mmfusion.recipes.volumes import read_centre_box, tumour_box
 
 
@@ -64,6 +64,8 @@ class VolumeReader:
     ) -> None:
         self.layout, self.size, self.clip = layout, size, clip
         self.margin, self.cache = margin, cache
+        if cache is not None:
+            sweep(cache)
 
     def __call__(self, patient: Patient) -> tuple[dict[str, Tensor | Path], list[Broken]]:
         """The volumes of a patient, or where they are cached, and what is broken of them."""

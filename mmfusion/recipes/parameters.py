@@ -38,7 +38,8 @@ def parameter_groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
     if plan.backbone_rate != 1 and not pretrained:
         raise ValueError(
             f"backbone_rate={plan.backbone_rate}: no encoder of the model is pretrained, and it is "
-            "for those. Set encoder.pretrained = True, or leave backbone_rate at 1."
+            "for those, set by hand or by a preset. Set encoder.pretrained = True, or pass "
+            "backbone_rate=1."
         )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[int] = set()  # an encoder used twice

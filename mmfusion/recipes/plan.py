@@ -19,7 +19,7 @@ class Plan:
         backbone_rate: Learning rate of pretrained encoders, as a multiple of the others'.
         weight_decay: Of the weights that multiply activations; not of biases, norms, embeddings.
         warmup: Share of all steps in which the learning rate rises linearly.
-        clip_norm: Gradients are scaled down to this norm.
+        clip_norm: Gradients are scaled down to this norm; a large one scales nothing.
         ema: Decay of a moving average of the weights, which is scored and kept; 0 for none.
         hide_rate: Probability of hiding an observed modality from the model.
         hide_ramp: Share of all steps in which it rises linearly from zero.
@@ -29,7 +29,7 @@ class Plan:
         seed: Of data order, hiding, augmentation and dropout; initial weights are the caller's.
 
     Raises:
-        ValueError: If a count is below 1, or a share is not in 0..1.
+        ValueError: If a count is below 1, a share is not in 0..1, or ``clip_norm`` is not above 0.
 
     Example:
         >>> plan = Plan(learning_rate=1.0, warmup=0.5, hide_ramp=0.25)
@@ -67,6 +67,12 @@ class Plan:
                     f"{name}={getattr(self, name)}: it is a share from 0 to 1. Pass {name}=0.5 "
                     "for a half."
                 )
+
+        if not 0 < self.clip_norm < math.inf:
+            raise ValueError(
+                f"clip_norm={self.clip_norm}: a gradient is scaled to a norm, a finite number "
+                "above 0. Pass clip_norm=1, or clip_norm=1e9 to scale nothing."
+            )
 
     def pace(self, step: int, steps: int) -> float:
         """Learning rate at one of ``steps``; it hangs on the step alone, so nothing is saved."""

@@ -84,7 +84,8 @@ def predict(
 
     Raises:
         ValueError: If members do not fit their patients or each other, no model has dropout to
-            vary, or ``path`` holds rows of other models, patients or arguments.
+            vary, or ``path`` holds rows of other models, patients or arguments, or of
+            files that were other ones then, or have been repaired since.
         OSError: If a chunk cannot be written; those before stay.
 
     Example:
@@ -111,6 +112,7 @@ def predict(
     about = {
         "weights": weights,
         "tables": [member.patients.sha256 for member in members],
+        "state of files": [member.patients.state for member in members],
         "patients": hashlib.sha256("\n".join(first.ids).encode()).hexdigest(),
         "rows": len(first),
         "columns": columns,

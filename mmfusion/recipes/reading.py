@@ -1,8 +1,9 @@
 """What a run keeps, so that new patients are read as those it was trained on."""
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -86,11 +87,14 @@ class Patients(Dataset[dict[str, Any]]):
         read: Number of a patient -> inputs, and what could not be read.
         layout: Of the format, where it has one.
         sha256: Of the table, so that the rows of two are never mixed.
+        files: What the table names; predictions made from a former state of them are not kept.
+        files: Likewise of the state of the files, from ``patient_rows.state_of``.
 
     Attributes:
         names: As those of ``reading``; so ``shapes`` and ``feature_names``.
         class_names: All classes, in the order of the logits.
         num_classes: How many they are.
+        state: The sha256 of place, size and time of the files.
 
     Raises:
         ValueError: If an id is blank or repeated, or there is none.
@@ -111,6 +115,7 @@ class Patients(Dataset[dict[str, Any]]):
         *,
         layout: Any = None,
         sha256: str = "",
+        files: Iterable[Path] = (),
     ) -> None:
         wrong: list[str] = [id for id in ids if not id] or sorted(_twice(ids))
         if wrong or not ids:
@@ -119,7 +124,7 @@ class Patients(Dataset[dict[str, Any]]):
                 "row and an id of its own. Name the patients, or join the rows."
             )
         self.reading, self.ids, self.read = reading, tuple(ids), read
-        self.layout, self.sha256 = layout, sha256
+        self.layout, self.sha256, self.state = layout, sha256, _state_of(files)
         self.names, self.shapes = reading.names, reading.shapes
         self.feature_names = reading.feature_names
         self.class_names = flat(reading.classes)
@@ -134,6 +139,18 @@ class Patients(Dataset[dict[str, Any]]):
             "inputs": {name: inputs.get(name) for name in self.names},
             "error": "; ".join(problems),
         }
+
+
+def _state_of(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            now = file.stat()
+            facts = str(file), now.st_size, now.st_mtime_ns
+        except (OSError, ValueError):  # not there, or no name that a file could have
+            facts = str(file), 0, 0
+        digest.update(repr(facts).encode())
+    return digest.hexdigest()
 
 
 def _twice(ids: Sequence[str]) -> set[str]:

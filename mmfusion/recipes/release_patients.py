@@ -57,7 +57,7 @@ def odir_patients(
     odd = {r["ID"] for r in rows if any(r[name] != first[r["ID"]][name] for name in columns)}
     if "filename" in rows[0]:  # a row per photo
         rows = [*first.values()]
-    files = [file for named in photos.values() for file in named]
+    files = [file for named in photos.values() for file in sorted(named)]
     folder = Path(images).expanduser() if images else find_images(root, files) if files else root
     size = reading.shapes["left"][1:]
 
@@ -81,7 +81,8 @@ def odir_patients(
         inputs["table"] = torch.tensor(cells_of(patient, reading.coding["placeholder_age"]))
         return inputs, problems
 
-    return Patients(reading, [row["ID"] for row in rows], read, sha256=sha256)
+    ids, paths = [row["ID"] for row in rows], [folder / file for file in files]
+    return Patients(reading, ids, read, sha256=sha256, files=paths)
 
 
 def derm7pt_patients(table: str | Path, reading: Reading) -> Patients:
@@ -128,7 +129,9 @@ def derm7pt_patients(table: str | Path, reading: Reading) -> Patients:
         found = read_each({name: partial(value, row, name) for name in PHOTOS})
         return add_table(found, "meta", coding, row)
 
-    return Patients(reading, [row["case_num"] for row in rows], read, sha256=sha256)
+    ids = [row["case_num"] for row in rows]
+    files = [root / "images" / row[name] for row in rows for name in PHOTOS if row[name]]
+    return Patients(reading, ids, read, sha256=sha256, files=files)
 
 
 def _photo(images: Path, file: str, size: Sequence[int]) -> Tensor:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import PartialState
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from mmfusion.evaluation import MissingnessReport, score
 from mmfusion.missingness import PatternSet
 from mmfusion.recipes.checkpoint import write_whole
+from mmfusion.recipes.launch import join_processes
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
@@ -37,7 +37,7 @@ def in_order(
         >>> [len(batch) for batch in in_order(range(5), list, batch_size=2)]
         [2, 2, 1]
     """
-    state, rows = PartialState(), torch.arange(len(data))  # type: ignore[arg-type]
+    state, rows = join_processes(), torch.arange(len(data))  # type: ignore[arg-type]
     mine = rows if all_ranks else rows.tensor_split(state.num_processes)[state.process_index]
     return DataLoader(
         Subset(data, mine.tolist()),

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from torch import nn
 
 from mmfusion.recipes import checkpoint
+from mmfusion.recipes.splits import hash_split
 
 Settings = TypeVar("Settings")
 
@@ -35,27 +36,50 @@ def restored(given: Settings, *own: str) -> Settings:
         ...     restored(Sizes(out=Path(folder))).size
         (64, 96)
     """
-    kind: Any = type(given)
-    default, hints, asked = kind(), get_type_hints(kind), dict(vars(given))
-    path = asked["out"] / "config.json"
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        values = {name: _typed(hints[name], kept[name]) for name in asked if name in kept}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error!r}): a training writes its settings there. Pass the "
-            "folder of a run as out."
-        ) from None
-    values |= {name: asked[name] for name in ("out", *own)}
-    run = dataclasses.replace(default, **values)
-    flat = [_flat(settings) for settings in (given, default, run)]
+    asked: Any = given
+    run = dataclasses.replace(_kept(asked)[0], **{n: getattr(given, n) for n in ("out", *own)})
+    flat = [_flat(settings) for settings in (given, type(given)(), run)]
     for name, (value, usual, theirs) in {n: [one[n] for one in flat] for n in flat[0]}.items():
         if value not in (usual, theirs):
             raise ValueError(
-                f"{name}={value!r}, and the run in {asked['out']} has {theirs!r}: new patients are "
+                f"{name}={value!r}, and the run in {asked.out} has {theirs!r}: new patients are "
                 f"read and predicted as it was trained. Leave out {name}."
             )
     return run
+
+
+def check_resumed(given: Any, split: Mapping[str, Any], *own: str) -> None:
+    """Before anything is written: does ``resume`` go on with the run that ``given.out`` holds?
+
+    Args:
+        given: The settings of this call, a dataclass with defaults, ``out`` and ``resume``.
+        split: Split -> ids, as now; ``hash_split`` of it is in ``config.json``.
+        own: What may differ, beside ``out``, ``resume`` and ``num_workers``.
+
+    Raises:
+        ValueError: If another setting or the split is not that of the run.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Sizes:
+        ...     out: Path = Path("runs")
+        ...     resume: bool = False
+        >>> check_resumed(Sizes(), {})  # starts anew
+    """
+    if not given.resume or not (given.out / "config.json").exists():
+        return
+    run, sha256 = _kept(given)
+    mine, theirs = _flat(given), _flat(run)
+    for name in ("out", "resume", "num_workers", *own):
+        mine.pop(name, None)
+    pairs = {name: (value, theirs[name]) for name, value in mine.items()}
+    pairs["split_sha256"] = hash_split(split), sha256
+    for name, (value, before) in pairs.items():
+        if value != before:
+            raise ValueError(
+                f"{name}={value!r}, and the run in {given.out} has {before!r}: resuming goes on "
+                "with the same run. Pass the same settings and data, or leave out resume."
+            )
 
 
 def take_best(model: nn.Module, folder: Path) -> nn.Module:
@@ -91,6 +115,21 @@ def take_best(model: nn.Module, folder: Path) -> nn.Module:
             "): weights belong to a model of the same settings. Build it as it was trained."
         ) from None
     return model.eval()
+
+
+def _kept(given: Any) -> tuple[Any, Any]:
+    """The settings in the ``config.json`` of ``given.out``, and the hash of the split."""
+    hints, path = get_type_hints(type(given)), given.out / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kept = content["settings"]
+        values = {name: _typed(hints[name], kept[name]) for name in vars(given) if name in kept}
+        return dataclasses.replace(type(given)(), **values), content.get("split_sha256")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error!r}): a training writes its settings there. Pass the "
+            "folder of a run as out."
+        ) from None
 
 
 def _flat(settings: Any) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mmfusion.evaluation import diagnose, evaluate
 from mmfusion.presence import collate
 from mmfusion.recipes import reporting
+from mmfusion.recipes.launch import join_processes
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.predict import Member, predict
 from mmfusion.recipes.reading import Patients
@@ -62,7 +62,7 @@ def run(
         >>> written
         True
     """
-    started, state = time.perf_counter(), PartialState()
+    started, state = time.perf_counter(), join_processes()
     train, valid, test = (data[name] for name in ("train", "valid", "test"))
     join = functools.partial(collate, names=train.names, shapes=train.shapes)
     score_on = functools.partial(evaluate, metrics=metrics, gather=gather_object)

@@ -6,6 +6,18 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+def ignore_sigterm(worker: int) -> None:
+    """Let a ``DataLoader`` worker outlive SIGTERM, as its ``worker_init_fn``.
+
+    Schedulers send the signal to all processes of a job. A worker that died of it would fail the
+    step under way; the main process ends its workers when it has saved.
+
+    Args:
+        worker: Its number.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class StopRequest:
     """While in use, SIGTERM is noted instead of ending the process at once.
 

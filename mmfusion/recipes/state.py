@@ -21,7 +21,7 @@ class TrainingState:
     Args:
         take: The model and its optimiser.
         folder: Gets ``last.safetensors`` and ``best.safetensors``.
-        num_samples: Of the training set; a run goes on with as many.
+        train: The training set; a run goes on with the same one, as far as ``facts_of`` can tell.
 
     Attributes:
         scored: The model to validate: the moving average where there is one.
@@ -34,12 +34,12 @@ class TrainingState:
         >>> from mmfusion.recipes.plan import Plan
         >>> model = mmfusion.CMML({"a": 2, "b": 3}, num_classes=2, dim=8)
         >>> take = OptimiserStep(Accelerator(cpu=True), model, Plan())
-        >>> TrainingState(take, Path("unused"), num_samples=9).finished()
+        >>> TrainingState(take, Path("unused"), range(9)).finished()
         False
     """
 
-    def __init__(self, take: OptimiserStep, folder: Path, num_samples: int) -> None:
-        self.take, self.num_samples = take, num_samples
+    def __init__(self, take: OptimiserStep, folder: Path, train: Any) -> None:
+        self.take, self.samples = take, facts_of(train)
         self.last, self.best = folder / "last.safetensors", folder / "best.safetensors"
         self.modules: dict[str, nn.Module] = {"model": take.bare}
         self.scored = take.bare
@@ -90,7 +90,7 @@ class TrainingState:
         """Go on after the last step that was saved."""
         tensors, about = checkpoint.load(self.last)
         mine, theirs = self._about()["identity"], about["identity"]
-        if other := [name for name in mine if mine[name] != theirs.get(name)]:
+        if other := [name for name in mine | theirs if mine.get(name) != theirs.get(name)]:
             raise ValueError(
                 f"{self.last} was trained with another {', '.join(other)} "
                 f"({', '.join(str(theirs.get(n)) for n in other)}): resuming goes on with the same "
@@ -118,7 +118,32 @@ class TrainingState:
     def _about(self) -> dict[str, Any]:
         """The history, and what two runs share if one may go on from the other."""
         shapes = [[name, list(x.shape)] for name, x in self.take.bare.state_dict().items()]
+        trained = [name for name, x in self.take.bare.named_parameters() if x.requires_grad]
         plan = {key: value for key, value in asdict(self.take.plan).items() if key != "num_workers"}
-        plan["model"] = hashlib.sha256(repr(shapes).encode()).hexdigest()
-        plan["number of samples"] = self.num_samples
-        return {"identity": plan, "history": self.history}
+        parts = {"model": _sha256(shapes), "choice of frozen parameters": _sha256(trained)}
+        return {"identity": plan | parts | self.samples, "history": self.history}
+
+
+def facts_of(train: Any) -> dict[str, Any]:
+    """What two training sets share if a run may go on from one with the other: number and ids.
+
+    Ids are the attribute ``sample_ids``, or those in the items of a list. Of another data set only
+    the number is known, since reading all of it for its ids could take as long as an epoch.
+
+    Args:
+        train: As ``fit`` takes it.
+
+    Example:
+        >>> here, there = facts_of([{"sample_ids": 1}]), facts_of([{"sample_ids": 2}])
+        >>> [name for name in here if here[name] != there[name]]
+        ['set of samples']
+    """
+    ids = getattr(train, "sample_ids", None)
+    if ids is None and isinstance(train, list):
+        ids = [row["sample_ids"] for row in train]
+    known = {} if ids is None else {"set of samples": _sha256([int(one) for one in ids])}
+    return {"number of samples": len(train), **known}
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()

@@ -23,7 +23,7 @@ from mmfusion.recipes.batches import EpochBatches, Seeded
 from mmfusion.recipes.launch import join_processes
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.sharding import gathered
-from mmfusion.recipes.signals import StopRequest
+from mmfusion.recipes.signals import StopRequest, ignore_sigterm
 from mmfusion.recipes.state import History, TrainingState
 from mmfusion.recipes.stepping import OptimiserStep
 from mmfusion.recipes.tracking import Tracker, peak_memory
@@ -53,7 +53,8 @@ def fit(
         model: Takes ``inputs, present, visible, labels, sample_ids``; returns ``loss``, ``losses``
             and ``logits``; has ``loss_weights``.
         train: Items as ``collate`` takes them, with ``sample_ids`` and ``labels``. What it draws
-            to augment them, it draws from torch's generator.
+            to augment them, it draws from torch's generator. Where it is a list or has
+            ``sample_ids``, a run is resumed with the same samples only.
         score: Validation score of a model in eval mode, the higher the better. Over several ranks
             each calls it, and all must get the same.
         plan: How to train.
@@ -70,7 +71,7 @@ def fit(
 
     Raises:
         ValueError: If nothing can be written to ``folder``, ``last.safetensors`` belongs to another
-            plan or model, or a score is NaN.
+            plan, model or training set, or a score is NaN.
         FloatingPointError: If a loss or gradient is NaN or infinite; it names the samples. The
             checkpoints of the epochs before stay.
         OSError: If a checkpoint cannot be written; the one before stays.
@@ -100,7 +101,7 @@ def fit(
     if main:
         checkpoint.check_folder(folder)
     num_samples = len(train)  # type: ignore[arg-type]  # a map-style dataset has a length
-    state = TrainingState(OptimiserStep(accelerator, model, plan), folder, num_samples)
+    state = TrainingState(OptimiserStep(accelerator, model, plan), folder, train)
     batches = EpochBatches(
         num_samples,
         batch_size=plan.batch_size,
@@ -110,12 +111,17 @@ def fit(
         ranks=accelerator.num_processes,
     )
     loader = DataLoader(
-        Seeded(train), batch_sampler=batches, collate_fn=collate, num_workers=plan.num_workers
+        Seeded(train),
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=plan.num_workers,
+        worker_init_fn=ignore_sigterm,
     )
     if resume and state.last.exists():
         state.restore()
     elif main:
-        state.last.unlink(missing_ok=True)  # of another run, not to be resumed from here on
+        for of_another_run in (state.last, state.best):
+            of_another_run.unlink(missing_ok=True)
     steps, shown = len(batches), progress and main
     with (
         Progress(console=Console(quiet=not shown, highlight=False), transient=True) as bar,

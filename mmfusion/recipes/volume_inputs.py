@@ -1,8 +1,11 @@
 """From a volume to the input of a network: cut a box out, normalise, keep, transform."""
 
+import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -157,6 +160,28 @@ def cached(make: Callable[[], Tensor], folder: Path, source: Path, about: Any) -
             np.save(part, make().numpy())
             os.replace(part, path)
     return path
+
+
+def sweep(folder: Path, older: float = 3600) -> None:
+    """Remove what killed processes left unfinished in a cache; a volume takes seconds, not an hour.
+
+    Args:
+        folder: Of the cache, if it is there.
+        older: Seconds since anything was put there.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, ".part-1").mkdir()
+        ...     sweep(Path(folder))
+        ...     kept = os.listdir(folder)
+        ...     sweep(Path(folder), older=-1)
+        ...     kept, os.listdir(folder)
+        (['.part-1'], [])
+    """
+    for part in folder.glob(".part-*"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if time.time() - part.stat().st_mtime > older:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 class MonaiTransform:

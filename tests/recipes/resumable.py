@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.utils.data import get_worker_info
 
 import mmfusion
 from mmfusion.recipes.batches import EpochBatches
@@ -104,7 +105,10 @@ class Fatal(Noisy):
     def __getitem__(self, index: Any) -> Any:
         self.lives -= 1
         if self.lives == -1:
-            os.kill(os.getpid(), self.number)
+            if get_worker_info() is None:
+                os.kill(os.getpid(), self.number)
+            else:  # as schedulers do: every process of the job gets it
+                os.killpg(os.getpgrp(), self.number)
         return super().__getitem__(index)
 
 
@@ -127,6 +131,7 @@ if __name__ == "__main__":
     if "SHARDED" in os.environ:
         shard_on_cpus()
         plan = replace(plan, ema=0.0)
+    plan = replace(plan, num_workers=int(os.environ.get("WORKERS", "0")))
     data = None
     if len(sys.argv) > 2:
         steps, number = map(int, sys.argv[2:])

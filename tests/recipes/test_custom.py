@@ -105,6 +105,45 @@ def test_a_split_column_is_followed(toml: Path) -> None:
         read_cases(toml.parent, layout)
 
 
+def test_splits_from_elsewhere_keep_groups_together_too(written: Path) -> None:
+    cases = read_cases(written.parent, CustomLayout.from_toml(written))
+    groups = [case.group for case in cases]
+    case = next(case for case in cases if groups.count(case.group) > 1)
+    split = deal(cases)
+    [home] = [name for name, ids in split.items() if case.id in ids]
+    other = {"train": "test"}.get(home, "train")
+    split[home].remove(case.id)
+    split[other].append(case.id)
+    with pytest.raises(ValueError, match=rf"group '{case.group}' is in .*one split.*deal\(cases\)"):
+        Custom(written, "train", splits=split, **SIZES)
+    del split["test"]
+    with pytest.raises(ValueError, match=r"patients in no split.*custom_layout.deal"):
+        Custom(written, "train", splits=split, **SIZES)
+
+
+def table_of(root: Path, photo: str, rows: list[str]) -> list[Case]:
+    (root / "table.csv").write_text("\n".join(["id,who,y", *rows, ""]))
+    return read_cases(root, CustomLayout("y", {"0": "no"}, photos={"photo": photo}))
+
+
+@pytest.mark.parametrize(
+    ("photo", "ids", "file"), [("{id}*.png", "1 10", "10_a.png"), ("{id}.*", "P1 P1.2", "P1.2.png")]
+)
+def test_a_file_of_two_cases_is_refused(tmp_path: Path, photo: str, ids: str, file: str) -> None:
+    (tmp_path / file).touch()
+    one, other = ids.split()
+    told = rf"{file} fits .* for '{one}' and for '{other}': .*one of them. Narrow"
+    with pytest.raises(ValueError, match=told):
+        table_of(tmp_path, photo, [f"{one},a,0", f"{other},a,0"])
+
+
+def test_what_a_pattern_finds_for_shared_and_blank_cells(tmp_path: Path) -> None:
+    """The cases of Ann share her photo; a blank cell would let ``*`` fit any."""
+    (tmp_path / "ann_1.png").touch()
+    cases = table_of(tmp_path, "{who}*.png", ["1,ann,0", "2,ann,0", "3,,0"])
+    assert [sorted(case.files) for case in cases] == [["photo"], ["photo"], []]
+
+
 def test_groups_of_mixed_classes_can_be_dealt() -> None:
     cases = [Case(str(i), "ab"[i % 2], str(i // 2), "", {}, {}) for i in range(40)]
     assert [len(ids) for ids in deal(cases).values()] == [28, 4, 8]
@@ -133,6 +172,16 @@ def test_a_transform_sees_photos_and_volumes_together(written: Path) -> None:
     assert seen == [{"photo", "scan"}]
     assert torch.equal(inputs["scan"].flip(-1), others["scan"])
     assert torch.equal(inputs["photo"].flip(-1), others["photo"])
+
+
+def test_a_transform_in_place_leaves_the_data_set_as_it_was(written: Path) -> None:
+    cases = Custom(
+        written, "train", transform=lambda x: {n: v.mul_(0) for n, v in x.items()}, **SIZES
+    )
+    row = int(cases.present[:, 1].nonzero()[0])
+    assert not cases[row]["inputs"]["scan"].any()
+    cases.transform = None
+    assert cases[row]["inputs"]["scan"].any()
 
 
 def damage_photo(root: Path, case: Case) -> str:

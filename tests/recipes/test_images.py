@@ -40,6 +40,19 @@ def test_a_photo_is_cut_in_the_middle_before_it_is_scaled(tmp_path: Path) -> Non
     assert read_photo(tmp_path, "wide.png", (8, 16))[0, 4, [0, 8, 15]].tolist() == [0, 255, 0]
 
 
+def test_a_photo_of_a_turned_camera_is_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    for file, kept in (("turned.png", exif.tobytes()), ("damaged.png", b"Exif\0\0MM\0*half")):
+        Image.fromarray(pixels).save(tmp_path / file, exif=kept)
+    turned = read_photo(tmp_path, "turned.png", (6, 4))
+    assert torch.equal(turned[0], torch.tensor(pixels[::-1, :, 0].T.copy()))
+    damaged = read_photo(tmp_path, "damaged.png", (4, 6))
+    assert torch.equal(damaged[0], torch.tensor(pixels[..., 0]))
+
+
 def test_a_grey_photo_gets_three_channels(tmp_path: Path) -> None:
     Image.new("L", (3, 2), 77).save(tmp_path / "grey.png")
     assert read_photo(tmp_path, "grey.png", (2, 3)).tolist() == [[[77] * 3] * 2] * 3

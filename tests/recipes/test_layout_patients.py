@@ -85,6 +85,29 @@ def test_new_cases_are_read_as_the_training_reads_them(custom: Any, ward: Path) 
         assert item["error"] == ""
 
 
+def test_rows_of_files_that_have_been_repaired_are_not_kept(custom: Any, ward: Path) -> None:
+    _, reading, _ = custom
+    photo = next((ward / "photos").iterdir())
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:200])
+    predicted(custom_patients(ward / "table.csv", reading), ward)
+    predicted(custom_patients(ward / "table.csv", reading), ward)  # the same again
+    photo.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"made with another state of files: .*Move it away"):
+        predicted(custom_patients(ward / "table.csv", reading), ward)
+
+
+def test_a_file_of_two_new_cases_is_taken_for_neither(custom: Any, ward: Path) -> None:
+    _, reading, _ = custom
+    one, other = "v1", "v1.2"
+    edited(ward / "table.csv", lambda table: table.iloc[:2].assign(visit=[one, other]))
+    [first, *_] = sorted((ward / "photos").iterdir())
+    shutil.copy(first, ward / "photos" / f"{other}.png")
+    for item in iterate(custom_patients(ward / "table.csv", reading)):
+        assert item["inputs"].get("photo") is None
+        assert f"{other}.png fits 'photos/{{visit}}.*' for 'v1' and for 'v1.2'" in item["error"]
+
+
 def test_one_bad_file_or_cell_is_missing_and_the_rest_is_read(custom: Any, ward: Path) -> None:
     _, reading, _ = custom
     good = custom_patients(ward / "table.csv", reading)
@@ -140,6 +163,7 @@ def test_one_bad_file_or_cell_is_missing_and_the_rest_is_read(custom: Any, ward:
 
 def predicted(patients: Patients, folder: Path) -> Table:
     """With any model of those modalities."""
+    torch.manual_seed(0)
     modalities: dict[str, Any] = {
         name: (Flat(), torch.Size(shape).numel()) for name, shape in patients.shapes.items()
     }

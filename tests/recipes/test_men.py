@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -380,3 +382,13 @@ def test_wrong_arguments(written: Path, arguments: dict[str, Any], parts: tuple[
 def test_a_root_without_a_table(tmp_path: Path) -> None:
     with raises("table.csv cannot be read", "Correct the table, or the layout"):
         Men(tmp_path, "train")
+
+
+def test_what_a_killed_process_left_in_a_cache_is_swept(written: Path, tmp_path: Path) -> None:
+    for name, age in (("old", 7200), ("new", 0)):
+        part = tmp_path / f".part-{name}"
+        part.mkdir()
+        (part / "tensor.npy").touch()
+        os.utime(part, (time.time() - age,) * 2)
+    Men(written, "valid", size=(8, 8, 4), cache=tmp_path)
+    assert [part.name for part in tmp_path.glob(".part-*")] == [".part-new"]

@@ -55,6 +55,23 @@ def put(root: Path, *changes: dict[str, str], table: str = "clinic.csv") -> None
     (folder / "ax_t1_gd.nii.gz").touch()
 
 
+def test_a_volume_of_two_patients_is_refused(tmp_path: Path, layout: Layout) -> None:
+    put(tmp_path, {"ID": "1"}, {"ID": "12"})
+    (tmp_path / "12_t1.nii").touch()
+    close = dataclasses.replace(layout, volumes={"t1": "{ID}*_t1.nii"})
+    with raises("12_t1.nii fits '{ID}*_t1.nii' for '1' and for '12'", "one of them", "Narrow"):
+        read_patients(tmp_path, close)
+
+
+def test_rows_that_end_in_a_comma_do_not_move_the_cells(tmp_path: Path, layout: Layout) -> None:
+    put(tmp_path)
+    path = tmp_path / layout.table
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *(row + "," for row in rows)]))
+    with raises("a cell more than the 12 columns", "each cell has a column", "Remove the comma"):
+        read_patients(tmp_path, layout)
+
+
 @pytest.mark.parametrize("table", ["clinic.csv", "clinic.xlsx"])
 def test_a_mapping_in_toml(tmp_path: Path, layout: Layout, table: str) -> None:
     put(tmp_path, table=table)

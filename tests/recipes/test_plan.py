@@ -12,6 +12,8 @@ from mmfusion.recipes.plan import Plan
     [
         ({"epochs": 0}, "epochs=0: it is a count.*Raise"),
         ({"hide_rate": 2.0}, "hide_rate=2.0.*0 to"),
+        ({"clip_norm": 0.0}, "clip_norm=0.0: .*above 0.*Pass"),
+        ({"clip_norm": -1.0}, "clip_norm=-1.0: .*above 0.*Pass"),
     ],
 )
 def test_a_plan_refuses_what_is_no_plan(argument: dict[str, Any], match: str) -> None:

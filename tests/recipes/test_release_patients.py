@@ -123,6 +123,18 @@ def test_derm7pt_is_read_as_in_training(target: Any, derm7pt: Path, tmp_path: Pa
         assert patients[number]["error"] == ""
 
 
+def test_a_case_keeps_its_number_whatever_the_order_of_the_rows(
+    derm7pt: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(derm7pt, tmp_path / "release"))
+    edited(root / "meta" / "meta.csv", lambda table: table.iloc[::-1])
+    cases = Derm7pt(root, "train", image_size=16)
+    table = pd.read_csv(root / "meta" / "meta.csv", dtype=str)
+    kept = cases.reading().train_ids
+    assert kept == {str(row): table["case_num"][row] for row in cases.sample_ids.tolist()}
+    assert kept != {str(row): str(row + 1) for row in cases.sample_ids.tolist()}
+
+
 def test_derm7pt_takes_cases_without_labels_and_tells_faults(derm7pt: Path, tmp_path: Path) -> None:
     reading = saved(Derm7pt(derm7pt, "train", image_size=(12, 16)).reading(), tmp_path)
     root = Path(shutil.copytree(derm7pt, tmp_path / "new"))

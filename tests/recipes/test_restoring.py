@@ -9,7 +9,8 @@ import tyro
 
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.reporting import write_json
-from mmfusion.recipes.restoring import restored
+from mmfusion.recipes.restoring import check_resumed, restored
+from mmfusion.recipes.splits import hash_split
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Settings:
     size: tuple[int, int, int] = (8, 8, 4)
     target: Literal["subtype", "grade"] = "subtype"
     freeze: bool = False
+    resume: bool = False
     plan: Annotated[Plan, tyro.conf.arg(name="")] = field(default_factory=Plan)
 
 
@@ -64,3 +66,22 @@ def test_what_the_run_has_not_is_refused(tmp_path: Path) -> None:
         restored(replace(keep(tmp_path), plan=Plan(epochs=4)), "predict")
     with pytest.raises(ValueError, match=r"config.json cannot be read .*Pass the folder of a run"):
         restored(replace(given, out=tmp_path / "nowhere"), "predict")
+
+
+def test_resume_goes_on_with_the_same_settings_and_split_only(tmp_path: Path) -> None:
+    split = {"train": [1, 2], "test": [3]}
+    given = replace(RUN, out=tmp_path, resume=True)
+    check_resumed(given, split)  # no run is there
+    kept = {"settings": asdict(replace(given, resume=False)), "split_sha256": hash_split(split)}
+    write_json(tmp_path / "config.json", kept)
+    check_resumed(replace(given, plan=replace(RUN.plan, num_workers=2)), split)
+    check_resumed(replace(given, weights=None), split, "weights")
+    check_resumed(replace(given, size=(9, 9, 9), resume=False), split)
+    for change, told in (
+        ({"weights": None}, "weights=None, and the run in .* has .*weights.pth"),
+        ({"plan": replace(RUN.plan, epochs=4)}, "epochs=4, .* has 3: .*"),
+    ):
+        with pytest.raises(ValueError, match=f"{told}.*Pass the same .* leave out resume"):
+            check_resumed(replace(given, **change), split)
+    with pytest.raises(ValueError, match=r"split_sha256=.*leave out resume"):
+        check_resumed(given, {"train": [1, 3], "test": [2]})

@@ -19,6 +19,7 @@ from torch import nn
 
 from mmfusion.recipes import checkpoint
 from mmfusion.recipes.plan import Plan
+from mmfusion.recipes.state import facts_of
 from mmfusion.recipes.training import fit
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -37,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def script(*arguments: Any, **environment: str) -> "subprocess.Popen[str]":
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    kind: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True}
+    kind: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen(command, env=os.environ | environment, **kind)
 
 
@@ -94,6 +95,20 @@ def test_stopped_at_a_random_step_and_resumed_it_ends_where_the_whole_run_ends(
         "last.safetensors",
         "metrics.json",
     ]
+
+
+def test_sigterm_to_all_processes_of_a_job_with_workers_saves_too(
+    whole: dict[str, Any], tmp_path: Path
+) -> None:
+    """The signal comes from a worker, at its third batch of the first epoch."""
+    process = script(tmp_path, 2, int(signal.SIGTERM), WORKERS="2")
+    ended(process, 143)
+    with pytest.raises(ProcessLookupError):  # no worker is left
+        os.killpg(process.pid, 0)
+    assert checkpoint.load(tmp_path / "last.safetensors")[1]["history"] == []
+    ended(script(tmp_path, WORKERS="2"))
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["history"] == whole["history"]
 
 
 def ranks(*arguments: Any, **environment: str) -> "list[subprocess.Popen[str]]":
@@ -166,6 +181,42 @@ def test_resuming_with_other_settings_names_them(tmp_path: Path) -> None:
     plan = replace(resumable.PLAN, hide_rate=0.1)
     with pytest.raises(ValueError, match=r"(?s)another hide_rate \(0.5\).*same.*without resume"):
         resumable.run(tmp_path, plan=plan, resume=True)
+
+
+def test_resuming_with_other_samples_is_refused(tmp_path: Path) -> None:
+    """As many, but others: patients of the test split would be trained on."""
+    resumable.run(tmp_path)
+    others = [row | {"sample_ids": row["sample_ids"] + 1} for row in resumable.samples()]
+    with pytest.raises(ValueError, match=r"(?s)another set of samples .*same.*without resume"):
+        resumable.run(tmp_path, resumable.Noisy(others), resume=True)
+
+
+def test_the_ids_of_a_data_set_are_taken_from_its_attribute() -> None:
+    class Cases(list[Any]):
+        sample_ids = torch.tensor([3, 4])
+
+    assert facts_of(Cases([{}, {}])) == facts_of([{"sample_ids": 3}, {"sample_ids": 4}])
+    assert facts_of(range(3)) == {"number of samples": 3}
+
+
+def test_resuming_with_encoders_frozen_meanwhile_is_refused(tmp_path: Path) -> None:
+    resumable.run(tmp_path)
+    net = resumable.model()
+    next(net.parameters()).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"another choice of frozen parameters .*without resume"):
+        resumable.run(tmp_path, net=net, resume=True)
+
+
+def test_a_new_run_that_dies_at_once_leaves_no_weights_of_an_old_one(tmp_path: Path) -> None:
+    resumable.run(tmp_path)
+
+    class Broken(resumable.Noisy):
+        def __getitem__(self, index: Any) -> Any:
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        resumable.run(tmp_path, Broken(resumable.samples()))
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
