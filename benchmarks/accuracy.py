@@ -20,7 +20,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,6 +98,31 @@ class Settings:
     """Folder of the results."""
 
 
+def fitted(
+    job: Job, settings: Settings, inputs: dict, numbers: np.ndarray, present: np.ndarray
+) -> tuple[Callable, dict]:
+    """The method, trained: from tensors and what is present to log-probabilities; its decisions."""
+    if job.method in FLOORS:
+        return fit_floor(job, inputs, present, torch.from_numpy(numbers), settings.num_members)
+    method, _, mixed = job.method.partition(" + ")
+    variants = ABLATIONS | TRIALS
+    about = variants.get(method, {"shallow": tuple(SHALLOW)} if mixed else {})
+    model = CMMLClassifier(
+        "CMML" if method in variants else method,
+        epochs=settings.epochs,
+        num_members=settings.num_members,
+        random_state=job.seed,
+        device="cpu",
+        progress=False,
+        **about,
+    ).fit(inputs, numbers, present)
+
+    def answer(inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        return torch.from_numpy(model.predict_proba(inputs, present)).clamp(min=1e-30).log()
+
+    return answer, model.decisions_
+
+
 def run(job: Job, settings: Settings) -> MissingnessReport:
     """Train one method and score it on the test rows."""
     torch.set_num_threads(1)
@@ -107,28 +132,7 @@ def run(job: Job, settings: Settings) -> MissingnessReport:
     inputs = {name: x[train] for name, x in views.items()}
     classes, numbers = np.unique(labels[train], return_inverse=True)
     started = time.perf_counter()
-    if job.method in FLOORS:
-        answer, decisions = fit_floor(
-            job, inputs, present, torch.from_numpy(numbers), settings.num_members
-        )
-    else:
-        method, _, mixed = job.method.partition(" + ")
-        variants = ABLATIONS | TRIALS
-        about = variants.get(method, {"shallow": tuple(SHALLOW)} if mixed else {})
-        model = CMMLClassifier(
-            "CMML" if method in variants else method,
-            epochs=settings.epochs,
-            num_members=settings.num_members,
-            random_state=job.seed,
-            device="cpu",
-            progress=False,
-            **about,
-        ).fit(inputs, numbers, present)
-        decisions = model.decisions_
-
-        def answer(inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
-            return torch.from_numpy(model.predict_proba(inputs, present)).clamp(min=1e-30).log()
-
+    answer, decisions = fitted(job, settings, inputs, numbers, present)
     report = evaluate(
         answer,
         {

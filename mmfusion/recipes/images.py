@@ -1,6 +1,7 @@
 """Photos that readers share: decoded and scaled once, the unreadable noted, flipped jointly."""
 
 import contextlib
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 Photos = dict[str, Tensor]
+# What Pillow raises on damaged EXIF (warnings, where they are errors); a full memory is none of it.
+DAMAGED = (SyntaxError, ValueError, KeyError, TypeError, struct.error, UserWarning)
 
 
 class BrokenPhoto(NamedTuple):
@@ -59,7 +62,7 @@ def read_photo(images: Path, file: str, size: tuple[int, int]) -> Tensor:
             if photo.mode[0] in "IF":  # which Pillow would clip to 0..255, without a word
                 raise ValueError(f"has pixels of mode {photo.mode!r}, not of 8 bits a channel")
             photo.load()
-            with contextlib.suppress(Exception):  # damaged EXIF: the pixels are as they are
+            with contextlib.suppress(*DAMAGED):  # the pixels are as they are
                 ImageOps.exif_transpose(photo, in_place=True)
             rgb = photo.convert("RGB")
     # SyntaxError is Pillow's word for a broken header; a damaged size may be one that it refuses.

@@ -1,6 +1,6 @@
 """New patients of data that a layout describes; labels are not looked at."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def custom_patients(table: str | Path, reading: Reading) -> Patients:
         return found
 
     ids = [row[layout.id] for row in rows]
-    return Patients(reading, ids, read, layout=layout, sha256=sha256, files=_paths(files))
+    return Patients(reading, ids, read, layout=layout, sha256=sha256, files=_paths(files.values()))
 
 
 def men_patients(table: str | Path, reading: Reading, cache: Path | None = None) -> Patients:
@@ -107,19 +107,21 @@ def men_patients(table: str | Path, reading: Reading, cache: Path | None = None)
     size = reading.shapes[next(iter(layout.volumes))][1:]
     load = VolumeReader(layout, size, coding["clip"], coding["margin"], cache)  # type: ignore[arg-type]
     of_table = TableCoding.restored(coding["table"])
-    wanted = dict(layout.volumes) | ({"tumour": layout.tumour} if layout.tumour else {})
-    named = {of: find_each(root, p, rows, layout.patient_id) for of, p in wanted.items()}
+    search = partial(find_each, root, rows=rows, id=layout.patient_id)
+    named = {of: search(place) for of, place in layout.volumes.items()}
+    maps = search(layout.tumour) if layout.tumour else [None] * len(rows)
 
     def read(index: int) -> Found:
         row = rows[index]
         files, problems = read_each({of: partial(_found, one[index]) for of, one in named.items()})
-        tumour = files.pop("tumour", None)
+        tumours, lost = read_each({"tumour": partial(_found, maps[index])})
+        tumour = tumours.get("tumour")
         here = {name: file for name, file in files.items() if file is not None}
         boxes, wrong = read_each({"box": partial(box_of, row, layout)})
         box = boxes.get("box")
         patient = Patient(row[layout.patient_id], "", {}, here, tumour, box)
         volumes, broken = load(patient)
-        problems += [*wrong, *(f"{one.column}: {one.reason}" for one in broken)]
+        problems += [*lost, *wrong, *(f"{one.column}: {one.reason}" for one in broken)]
         uncut = box is None and (tumour is None or "tumour" in [one.column for one in broken])
         if here and uncut and (layout.tumour or layout.box):
             problems.append("tumour: no box, so that the middle of the first volume was taken")
@@ -130,7 +132,9 @@ def men_patients(table: str | Path, reading: Reading, cache: Path | None = None)
         return inputs, problems
 
     ids = [row[layout.patient_id] for row in rows]
-    return Patients(reading, ids, read, layout=layout, sha256=sha256, files=_paths(named))
+    return Patients(
+        reading, ids, read, layout=layout, sha256=sha256, files=_paths([*named.values(), maps])
+    )
 
 
 def _found(file: Path | str | None) -> Path | None:
@@ -140,5 +144,5 @@ def _found(file: Path | str | None) -> Path | None:
     return file
 
 
-def _paths(found: Mapping[str, Sequence[Path | str | None]]) -> list[Path]:
-    return [one for column in found.values() for one in column if isinstance(one, Path)]
+def _paths(found: Iterable[Sequence[Path | str | None]]) -> list[Path]:
+    return [one for column in found for one in column if isinstance(one, Path)]

@@ -88,7 +88,6 @@ class Patients(Dataset[dict[str, Any]]):
         layout: Of the format, where it has one.
         sha256: Of the table, so that the rows of two are never mixed.
         files: What the table names; predictions made from a former state of them are not kept.
-        files: Likewise of the state of the files, from ``patient_rows.state_of``.
 
     Attributes:
         names: As those of ``reading``; so ``shapes`` and ``feature_names``.

@@ -270,6 +270,28 @@ def test_a_damaged_volume_map_or_cell_is_told(men: Any, clinic: Path) -> None:
     assert all(value is not None for value in items[without]["inputs"].values())
 
 
+def test_a_volume_may_be_called_as_the_label_map_is(men: Any, clinic: Path) -> None:
+    _, reading, _ = men
+    volumes = reading.coding["layout"]["volumes"]
+    names = {name: "tumour" if name == "adc" else name for name in volumes}
+    layout = reading.coding["layout"] | {
+        "volumes": {names[name]: place for name, place in volumes.items()}
+    }
+    renamed = dataclasses.replace(
+        reading,
+        names=tuple(names.get(name, name) for name in reading.names),
+        shapes={names.get(name, name): shape for name, shape in reading.shapes.items()},
+        coding=reading.coding | {"layout": layout},
+    )
+    found = men_patients(clinic / "table.csv", renamed)
+    wanted = men_patients(clinic / "table.csv", reading)
+    assert any(one["inputs"]["adc"] is not None for one in wanted)
+    for one, other in zip(iterate(found), iterate(wanted), strict=True):
+        assert (one["inputs"]["tumour"] is None) == (other["inputs"]["adc"] is None)
+        if one["inputs"]["tumour"] is not None:
+            assert torch.equal(one["inputs"]["tumour"], other["inputs"]["adc"])
+
+
 def test_a_box_that_is_none_is_told(men: Any, clinic: Path) -> None:
     corners = ("x0", "y0", "z0", "x1", "y1", "z1")
     layout = dataclasses.replace(MEN_LAYOUT, tumour="", box=corners)
