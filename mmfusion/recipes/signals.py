@@ -1,7 +1,9 @@
 """Stopping when the machine asks for it, at a moment of our own choosing."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -16,6 +18,23 @@ def ignore_sigterm(worker: int) -> None:
         worker: Its number.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # one that waited is ignored
+
+
+@contextlib.contextmanager
+def holding_sigterm() -> Iterator[None]:
+    """Let SIGTERM wait while workers start, which inherit that until they ignore it.
+
+    Example:
+        >>> with holding_sigterm():
+        ...     signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        True
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequest:

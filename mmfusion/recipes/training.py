@@ -23,7 +23,7 @@ from mmfusion.recipes.batches import EpochBatches, Seeded
 from mmfusion.recipes.launch import join_processes
 from mmfusion.recipes.plan import Plan
 from mmfusion.recipes.sharding import gathered
-from mmfusion.recipes.signals import StopRequest, ignore_sigterm
+from mmfusion.recipes.signals import StopRequest, holding_sigterm, ignore_sigterm
 from mmfusion.recipes.state import History, TrainingState
 from mmfusion.recipes.stepping import OptimiserStep
 from mmfusion.recipes.tracking import Tracker, peak_memory
@@ -162,7 +162,9 @@ def _epoch(
     device = take.accelerator.device
     take.model.train()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        for batch in loader:
+        with holding_sigterm():
+            batches = iter(loader)
+        for batch in batches:
             losses = take(batch, epoch, state.step, steps)
             now = epoch * steps + state.step
             tracker.tell(losses, now)
