@@ -89,7 +89,6 @@ def crossfit(
         return torch.cat(found)
 
     report: dict[str, Any] = {"settings": {}}
-    alone = torch.ones(1, dtype=torch.float64)
     with seeded(seed, members[0].weights.device):
         for kind, first in members[0].shallow.items():
             losses, states = {}, {}
@@ -98,7 +97,7 @@ def crossfit(
                     part, shallow = rows[kept], member.shallow[kind]
                     shallow.fit(part.inputs.of(shallow), part.present, part.labels, setting)
                 scores = judged(functools.partial(_say, kind))
-                losses[setting] = float(mixture_loss(scores.unsqueeze(2), labels, target, alone))
+                losses[setting] = least_loss(scores.unsqueeze(2), labels, target)
                 states[setting] = [copy.deepcopy(m.shallow[kind].state_dict()) for m in members]
             best = min(losses, key=losses.__getitem__)
             for member, state in zip(members, states[best], strict=True):
@@ -173,3 +172,8 @@ def mixture_weights(scores: Tensor, labels: Tensor, target: str) -> Tensor:
         objective, even.numpy(), jac=True, bounds=[(0, None)] * kinds, method="L-BFGS-B"
     )
     return torch.from_numpy(found.x)
+
+
+def least_loss(scores: Tensor, labels: Tensor, target: str) -> float:
+    """The loss of scores as a mixture would weigh them: too sure is no harm there."""
+    return float(mixture_loss(scores, labels, target, mixture_weights(scores, labels, target)))

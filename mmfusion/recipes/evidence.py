@@ -1,4 +1,4 @@
-"""Shallow evidence: a linear model or a forest per modality, summed over those observed."""
+"""Shallow evidence: a model per modality that is no network, summed over those observed."""
 
 import warnings
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor, nn
 
+from mmfusion.recipes.discriminant import StudentClasses
 from mmfusion.recipes.trees import Trees
 
 
@@ -199,7 +200,53 @@ class ForestEvidence(ShallowEvidence):
         return chances.logit() if many else chances.log()
 
 
-SHALLOW: dict[str, type[ShallowEvidence]] = {"linear": LinearEvidence, "forest": ForestEvidence}
+class DiscriminantEvidence(ShallowEvidence):
+    """One discriminant per modality, of classes about means of their own: for many classes.
+
+    Arguments, shapes and sum are those of ``ShallowEvidence``, for classes or labels; ``fit`` takes
+    the share of a round covariance in that within classes. See ``discriminant.StudentClasses``.
+
+    Example:
+        >>> evidence = DiscriminantEvidence({"lab": 1}, 3, "multiclass")
+        >>> inputs = {"lab": torch.tensor([[-5.0], [-4.0], [0.0], [1.0], [4.0], [5.0]])}
+        >>> present, labels = torch.ones(6, 1, dtype=torch.bool), torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> evidence.fit(inputs, present, labels, 0.2)(inputs, present).argmax(1).tolist()
+        [0, 0, 1, 1, 2, 2]
+    """
+
+    SETTINGS = (0.2, 0.4, 0.6)
+
+    def __init__(self, widths: Mapping[str, int], num_outputs: int, target: str) -> None:
+        super().__init__(widths, num_outputs, target)
+        sizes = [num_outputs] if target == "multiclass" else [2] * num_outputs
+        self.models = nn.ModuleList(
+            nn.ModuleList(StudentClasses(width, size) for size in sizes)
+            for width in widths.values()
+        )
+
+    def _fit_one(self, number: int, features: np.ndarray, labels: Tensor, setting: float) -> None:
+        columns = labels.reshape(len(labels), -1).long().numpy()
+        for column, model in enumerate(self.models[number]):
+            fitted = model.take(features, columns[:, column], setting)
+            self.seen[number, slice(None) if self.target == "multiclass" else column] = fitted
+
+    def _say(self, number: int, x: Tensor) -> Tensor:
+        said = [model(x) for model in self.models[number]]
+        if self.target == "multiclass":
+            return said[0] + self.prior
+        return torch.stack([each[:, 1] - each[:, 0] for each in said], dim=1) + self.prior
+
+
+SHALLOW: dict[str, type[ShallowEvidence]] = {
+    "linear": LinearEvidence,
+    "forest": ForestEvidence,
+    "discriminant": DiscriminantEvidence,
+}
+
+
+def shallow_kinds(target: str) -> tuple[str, ...]:
+    """Those that a target can be given to: a discriminant tells classes apart."""
+    return tuple(kind for kind in SHALLOW if (kind, target) != ("discriminant", "regression"))
 
 
 def _logistic(features: np.ndarray, labels: np.ndarray, strength: float) -> LogisticRegression:

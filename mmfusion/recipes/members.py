@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmfusion import baselines, layers
 from mmfusion.cmml import CMML
-from mmfusion.recipes.evidence import SHALLOW, ForestEvidence, ShallowEvidence
+from mmfusion.recipes.evidence import SHALLOW, ForestEvidence, ShallowEvidence, shallow_kinds
 
 METHODS: dict[str, type[nn.Module]] = {
     "CMML": CMML,
@@ -140,11 +140,11 @@ def build(
         ValueError: If method or shallow evidence is unknown, or ``options`` holds what is known.
     """
     kind = method_named(method)
-    unknown = [name for name in shallow or () if name not in SHALLOW]
-    if unknown or isinstance(shallow, str):
+    known = shallow_kinds(target)
+    if isinstance(shallow, str) or set(shallow or ()) - set(known):
         raise ValueError(
-            f"shallow={shallow!r}: it lists some of {tuple(SHALLOW)}. Name those, or pass () for "
-            "none."
+            f"shallow={shallow!r}: for {target} it lists some of {known}. Name those, or pass () "
+            "for none."
         )
     if ours := sorted({"modalities", "num_classes", "target", "dim"} & set(options)):
         raise ValueError(
@@ -164,5 +164,5 @@ def build(
     sizes |= {"num_tokens": 1, "dropout": dropout, "check_values": False}  # looked at already
     sizes |= copy.deepcopy(dict(options))  # no layer is shared by members
     model = kind(widths, num_classes=num_outputs, target=target, dim=dim, **sizes)
-    beside = (SHALLOW if kind is CMML else ()) if shallow is None else shallow
+    beside = (known if kind is CMML else ()) if shallow is None else shallow
     return Member(model, {name: SHALLOW[name](widths, num_outputs, target) for name in beside})

@@ -4,7 +4,7 @@ from torch import nn
 
 from mmfusion.baselines import ZeroFill
 from mmfusion.recipes.crossfit import as_an_ensemble, folds, mixture_loss, mixture_weights
-from mmfusion.recipes.evidence import SHALLOW
+from mmfusion.recipes.evidence import SHALLOW, shallow_kinds
 from mmfusion.recipes.member_training import batch_size
 from mmfusion.recipes.members import Features, Member, Rows
 
@@ -53,7 +53,7 @@ def test_batches_grow_with_the_rows():
 @pytest.mark.parametrize("target", ["multiclass", "multilabel", "regression"])
 def test_as_an_ensemble_averages_the_network_and_leaves_shallow_evidence_and_modes_alone(target):
     model = ZeroFill({"a": 4}, num_classes=3, target=target, dim=8, dropout=0.5)
-    shallow = {kind: made({"a": 4}, 3, target) for kind, made in SHALLOW.items()}
+    shallow = {kind: SHALLOW[kind]({"a": 4}, 3, target) for kind in shallow_kinds(target)}
     member = Member(model, shallow).eval()
     nn.init.normal_(model.head.classify.weight, std=3)
     features, present = {"a": torch.randn(6, 4)}, torch.ones(6, 1, dtype=torch.bool)
