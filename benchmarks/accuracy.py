@@ -8,7 +8,7 @@ drawn at random stays if all would go; splits and patterns depend on data, rate 
 that all methods see the same. Every method goes through ``mmfusion.recipes.estimator`` with the
 same preprocessing, members, epochs, optimiser and hiding; ``late fusion`` and ``mean fill`` by
 logistic regression are the floor, their strength chosen by the same folds. "+ shallow" mixes the
-estimator's linear models and forests into a baseline, as they are mixed into CMML.
+estimator's shallow models into a baseline, as they are mixed into CMML.
 
 Every training leaves a report of ``mmfusion.evaluation`` in ``runs/``, whole or not at all: run it
 again to go on. From all of them come ``results.csv`` (with the commit that made each), ``table.md``
@@ -43,8 +43,9 @@ from mmfusion.recipes.evidence import SHALLOW
 from mmfusion.recipes.reporting import versions, write_json
 
 ABLATIONS: dict[str, dict] = {
-    "CMML, no forests": {"shallow": ("linear",)},
-    "CMML, no linear models": {"shallow": ("forest",)},
+    "CMML, no discriminants": {"shallow": ("linear", "forest")},
+    "CMML, no forests": {"shallow": ("linear", "discriminant")},
+    "CMML, no linear models": {"shallow": ("forest", "discriminant")},
     "CMML, networks alone": {"shallow": ()},
     "CMML, fused vector alone": {"shallow": (), "options": {"evidence": None}},
     "CMML, no cascade": {"options": {"crta": None}},

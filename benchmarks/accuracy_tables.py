@@ -11,66 +11,78 @@ from mmfusion.evaluation.statistics import holm, wilcoxon
 from mmfusion.recipes.checkpoint import write_whole
 
 COLUMNS = ("data", "rate", "seed", "method")
-Found = dict[str, dict[str, MissingnessReport]]
+Key = tuple[str, float, int, str]
+Values = dict[str, dict[str, dict[tuple[float, int], float]]]  # data, method, run: AUC
 
 
 def sum_up(out: Path) -> str:
-    """Write ``results.csv``, ``table.md``, ``comparison.txt`` and pages from all of ``runs/``."""
-    rows, parts = [], {}
+    """Write ``results.csv``, ``table.md``, ``comparison.txt`` and pages from all of ``runs/``.
+
+    Rows that ``results.csv`` has beside those stay: each names the commit that made it. Tests
+    between methods need predictions, so that these and the pages are of ``runs/`` alone.
+    """
+    rows = _rows_before(out / "results.csv")
+    parts: dict[str, dict[str, list[MissingnessReport]]] = {}
     for path in sorted((out / "runs").glob("*.json")):
         report, data = MissingnessReport.from_json(path), path.name.partition(" ")[0]
         parts.setdefault(data, {}).setdefault(report.method, []).append(report)
         (one,) = report.scores
-        rows.append(
-            {"data": data, "rate": one.condition.rate, "seed": one.seed, "method": report.method}
+        key = data, one.condition.rate, one.seed, report.method
+        rows[key] = (
+            dict(zip(COLUMNS, key, strict=True))
             | {metric: round(value, 5) for metric, value in one.values.items()}
             | {name: report.about[name] for name in ("seconds", "commit")}
             | {"decisions": json.dumps(report.about["decisions"])}
         )
-    rows.sort(key=lambda row: [row[name] for name in COLUMNS])
-    found = {
-        data: {method: merge(reports) for method, reports in of.items()}
-        for data, of in parts.items()
-    }
+    rows = dict(sorted(rows.items()))
 
     def write(part: Path) -> None:
         with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer = csv.DictWriter(file, next(iter(rows.values())), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(rows.values())
 
     write_whole(out / "results.csv", write)
-    complete = _complete(found)
-    text = table(complete)
+    text = table(_complete(_values(rows)))
     write_whole(out / "table.md", lambda part: part.write_text(text + "\n"))
-    ranked = "\n\n".join(
-        f"{data}\n{compare(list(of.values())).table()}" for data, of in complete.items()
-    )
-    write_whole(out / "comparison.txt", lambda part: part.write_text(ranked + "\n"))
-    for data, of in complete.items():
-        first, *others = of.values()
+    of_reports = {key: row for key, row in rows.items() if key[3] in parts.get(key[0], {})}
+    ranked = []
+    for data, of in _complete(_values(of_reports)).items():
+        first, *others = (merge(parts[data][method]) for method in of)
         first.to_html(out / f"report-{data}.html", others)
+        ranked.append(f"{data}\n{compare([first, *others]).table()}")
+    write_whole(out / "comparison.txt", lambda part: part.write_text("\n\n".join(ranked) + "\n"))
     return text
 
 
-def _complete(found: Found) -> Found:
+def _rows_before(path: Path) -> dict[Key, dict]:
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {(row["data"], float(row["rate"]), int(row["seed"]), row["method"]): row for row in rows}
+
+
+def _values(rows: dict[Key, dict]) -> Values:
+    found: Values = {}
+    for (data, rate, seed, method), row in rows.items():
+        found.setdefault(data, {}).setdefault(method, {})[rate, seed] = float(row["auc_macro"])
+    return found
+
+
+def _complete(found: Values) -> Values:
     """Methods with every run on every data set, CMML first, then by mean AUC."""
-    runs = {
-        data: {key for report in of.values() for key in _values(report)}
-        for data, of in found.items()
-    }
+    runs = {data: {run for of in each.values() for run in of} for data, each in found.items()}
     methods = [
         method
-        for method in dict.fromkeys(method for of in found.values() for method in of)
-        if all(
-            method in of and set(_values(of[method])) == runs[data] for data, of in found.items()
-        )
+        for method in dict.fromkeys(method for each in found.values() for method in each)
+        if all(set(each.get(method, ())) == runs[data] for data, each in found.items())
     ]
-    methods.sort(key=lambda m: (m != "CMML", -np.mean([_mean(of[m]) for of in found.values()])))
-    return {data: {method: of[method] for method in methods} for data, of in found.items()}
+    methods.sort(key=lambda m: (m != "CMML", -np.mean([_mean(each[m]) for each in found.values()])))
+    return {data: {method: each[method] for method in methods} for data, each in found.items()}
 
 
-def table(found: Found) -> str:
+def table(found: Values) -> str:
     """AUC in points, mean over seeds and rates of each data set and over data sets, best first."""
     methods, sets = list(next(iter(found.values()))), list(found)
     means = {m: np.array([_mean(found[data][m]) for data in sets]) for m in methods}
@@ -86,7 +98,7 @@ def table(found: Found) -> str:
         }
         for what, values in against.items():
             rows.append([f"CMML minus {what}", *_cells(means["CMML"] - values, "+.2f"), ""])
-    count = len(_values(found[sets[0]][methods[0]]))
+    count = len(found[sets[0]][methods[0]])
     note = f"Macro one-vs-rest AUC x 100; runs (seeds x rates) per data set: {count}."
     if p_values:
         note += f" p: Wilcoxon test against {methods[0]} over data sets and seeds, by Holm."
@@ -95,18 +107,18 @@ def table(found: Found) -> str:
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note])
 
 
-def _against_first(found: Found, methods: list[str]) -> dict[str, str]:
+def _against_first(found: Values, methods: list[str]) -> dict[str, str]:
     """P values over pairs (data set, seed), each averaged over rates; {} where they say nothing."""
     pairs = [
         (data, seed)
-        for data, of in found.items()
-        for seed in sorted({seed for _, seed in _values(of[methods[0]])})
+        for data, each in found.items()
+        for seed in sorted({seed for _, seed in each[methods[0]]})
     ]
     if len(pairs) < 6:
         return {}
     first, *others = (
         [
-            np.mean([v for (_, k), v in _values(found[data][method]).items() if k == seed])
+            np.mean([v for (_, k), v in found[data][method].items() if k == seed])
             for data, seed in pairs
         ]
         for method in methods
@@ -115,13 +127,8 @@ def _against_first(found: Found, methods: list[str]) -> dict[str, str]:
     return {method: f"{p:.2g}" for method, p in zip(methods[1:], adjusted, strict=True)}
 
 
-def _values(report: MissingnessReport) -> dict[tuple, float]:
-    """AUC of every rate and seed."""
-    return {(s.condition.rate, s.seed): s.values["auc_macro"] for s in report.scores}
-
-
-def _mean(report: MissingnessReport) -> float:
-    return float(np.mean(list(_values(report).values())))
+def _mean(of: dict[tuple[float, int], float]) -> float:
+    return float(np.mean(list(of.values())))
 
 
 def _cells(values: np.ndarray, how: str) -> list[str]:

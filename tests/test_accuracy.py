@@ -42,6 +42,15 @@ def test_a_stopped_run_goes_on_and_every_method_is_in_the_table(tmp_path):
     assert "paired bootstrap" in compared
     assert all(method in compared for method in METHODS)
     assert "ZeroFill" in (tmp_path / "report-breast_cancer@60.html").read_text()
+    (tmp_path / "runs" / "breast_cancer@60 ZeroFill 0.5 0.json").unlink()
+    for path in (tmp_path / "runs").glob("*CMML*"):
+        path.unlink()
+    _, again = run(tmp_path, "CMML")
+    assert [row["method"] for row in again] == [row["method"] for row in rows]  # what was, stays
+    assert [row for row in again if row["method"] != "CMML"] == [
+        row for row in rows if row["method"] != "CMML"
+    ]
+    assert "| ZeroFill |" in (tmp_path / "table.md").read_text()
     with pytest.raises(subprocess.CalledProcessError) as told:
         run(tmp_path, *METHODS, epochs="2")
     assert "ValueError: epochs=2" in told.value.stderr

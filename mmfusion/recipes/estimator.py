@@ -38,9 +38,9 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
         dropout: Inside the models.
         input_dropout: Of feature cells, in training.
         num_components: Most principal components of a modality; None keeps all columns.
-        shallow: Evidence of shallow models mixed in, ``"linear"`` (one regularised linear model per
-            modality) or ``"forest"`` (one forest of randomised trees); None is both for CMML and
-            neither for a baseline.
+        shallow: Evidence of shallow models mixed in, one model per modality: ``"linear"`` (a
+            regularised linear model), ``"forest"`` (randomised trees) or, but for regression,
+            ``"discriminant"``; None is all of them for CMML and none for a baseline.
         options: More arguments for the method's constructor, such as ``{"num_tokens": 2}``.
         device: ``"auto"`` takes a GPU if there is one.
         random_state: Of folds, weights, hiding and dropout: a seed, a ``RandomState``, or None.

@@ -3,7 +3,13 @@ import torch
 from torch import nn
 
 from mmfusion.baselines import ZeroFill
-from mmfusion.recipes.crossfit import as_an_ensemble, folds, mixture_loss, mixture_weights
+from mmfusion.recipes.crossfit import (
+    as_an_ensemble,
+    folds,
+    least_loss,
+    mixture_loss,
+    mixture_weights,
+)
 from mmfusion.recipes.evidence import SHALLOW, shallow_kinds
 from mmfusion.recipes.member_training import batch_size
 from mmfusion.recipes.members import Features, Member, Rows
@@ -18,6 +24,19 @@ def test_weights_find_the_opinion_that_is_right():
     least = mixture_loss(scores, labels, "multiclass", weights)
     for other in ([1.0, 0.0], [0.5, 0.5], [0.0, 1.0]):
         assert least < mixture_loss(scores, labels, "multiclass", torch.tensor(other).double())
+
+
+def test_who_is_too_sure_is_judged_by_what_a_mixture_makes_of_it():
+    labels = torch.randint(3, (400,))
+    better, worse = (
+        a * torch.nn.functional.one_hot(labels, 3) + torch.randn(400, 3) for a in (2, 1)
+    )
+    sure, modest = ((a * x).log_softmax(1).unsqueeze(2) for a, x in ((20, better), (1, worse)))
+    one = torch.ones(1).double()
+    assert mixture_loss(sure, labels, "multiclass", one) > mixture_loss(
+        modest, labels, "multiclass", one
+    )
+    assert least_loss(sure, labels, "multiclass") < least_loss(modest, labels, "multiclass")
 
 
 def test_two_opinions_that_err_apart_are_both_heard():

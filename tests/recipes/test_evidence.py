@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_t
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from mmfusion.recipes.evidence import ForestEvidence, LinearEvidence
+from mmfusion.recipes.discriminant import StudentClasses
+from mmfusion.recipes.evidence import DiscriminantEvidence, ForestEvidence, LinearEvidence
 
 WIDTHS = {"a": 3, "b": 2}
 
@@ -126,3 +129,76 @@ def test_a_forest_is_silent_of_what_never_varied():
     assert parts[:, 1].eq(0).all()  # saw one class alone
     assert parts[:, :, 2].eq(0).all()  # nobody saw this one
     assert parts[present[:, 0], 0, :2].ne(0).any()
+
+
+def classes_apart(rows, spread, width=4, num_classes=3):
+    means = spread * torch.randn(num_classes, width)
+    labels = torch.arange(rows) % num_classes
+    return means[labels] + torch.randn(rows, width), labels
+
+
+def test_with_many_rows_it_decides_as_lda_does():
+    x, labels = classes_apart(3000, 1.0)
+    classes = StudentClasses(4, 3)
+    assert classes.take(x.numpy(), labels.numpy(), 0.0)
+    classes.FREEDOM = 1e6  # nearly normal
+    lda = LinearDiscriminantAnalysis().fit(x, labels)
+    found = classes(x).softmax(1).double()
+    torch.testing.assert_close(found, torch.tensor(lda.predict_proba(x)), atol=0.02, rtol=0)
+
+
+def test_its_tails_are_those_of_students_distribution():
+    x, labels = classes_apart(300, 1.0)
+    classes = StudentClasses(4, 3)
+    classes.take(x.numpy(), labels.numpy(), 0.3)
+    shape = torch.linalg.inv(classes.whitener.double())
+    means = classes.centre.double() + classes.means.double() @ shape.T
+    expected = torch.tensor(
+        [
+            [multivariate_t.logpdf(row, mean, shape @ shape.T, df=30) for mean in means.numpy()]
+            for row in x[:5].numpy()
+        ]
+    )
+    found = classes(x[:5]).double()
+    torch.testing.assert_close(found - found[:, :1], expected - expected[:, :1], atol=1e-4, rtol=0)
+
+
+def test_means_are_drawn_to_the_mean_of_all_as_bayes_would():
+    errors = []
+    for _ in range(30):
+        truth = torch.randn(8, 5)
+        labels = torch.arange(24) % 8
+        x = truth[labels] + 2 * torch.randn(24, 5)
+        classes = StudentClasses(5, 8)
+        if classes.take(x.numpy(), labels.numpy(), 0.0):
+            found = classes.centre + classes.means @ torch.linalg.inv(classes.whitener).T
+            plain = torch.stack([x[labels == c].mean(0) for c in range(8)])
+            errors.append([(one - truth).square().mean() for one in (found, plain)])
+    ours, plain = torch.tensor(errors).mean(0)
+    assert ours < 0.75 * plain  # known variances would give (1 + 3/4)^-1 = 0.57
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(40).long(), torch.arange(40) % 2])
+def test_it_is_silent_where_classes_do_not_differ(labels):
+    x = {"a": torch.randn(20, 3).repeat_interleave(2, 0)}  # each row in both classes
+    present = torch.ones(40, 1, dtype=torch.bool)
+    evidence = DiscriminantEvidence({"a": 3}, 2, "multiclass").fit(x, present, labels, 0.2)
+    assert evidence.parts(x, present).eq(0).all()
+
+
+def test_a_label_is_two_classes():
+    x, classes = classes_apart(60, 2.0, num_classes=2)
+    present = torch.ones(60, 1, dtype=torch.bool)
+    one = DiscriminantEvidence({"a": 4}, 2, "multiclass").fit({"a": x}, present, classes, 0.2)
+    labels = torch.stack([classes, torch.ones(60)], 1).float()  # the second never varies
+    many = DiscriminantEvidence({"a": 4}, 2, "multilabel").fit({"a": x}, present, labels, 0.2)
+    found, odds = many({"a": x}, present), one({"a": x}, present).diff(dim=1)[:, 0]
+    torch.testing.assert_close(found[:, 0], odds, atol=1e-4, rtol=1e-4)
+    assert many.parts({"a": x}, present)[..., 1].eq(0).all()
+
+
+def test_columns_that_never_vary_within_classes_are_no_trouble():
+    x = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    present, labels = torch.ones(4, 1, dtype=torch.bool), torch.tensor([0, 0, 1, 1])
+    evidence = DiscriminantEvidence({"a": 2}, 2, "multiclass").fit({"a": x}, present, labels, 0.2)
+    assert evidence({"a": x}, present).argmax(1).tolist() == [0, 0, 1, 1]
