@@ -124,7 +124,7 @@ def evaluate(
         answered = logits(models, validation, held, everything, gather)
         thresholds = [youden(scorer.probabilities(one), held.labels) for one in answered]
     scores = [
-        scorer(condition, seed, patterns, answer, thresholds[which])
+        scorer(condition, seed, patterns, answer, thresholds[which], seeds[which])
         for (which, seed, condition, patterns), answer in zip(planned, answers, strict=True)
     ]
     left_out = [cannot(kind, rate, len(cases.names)) for kind in kinds for rate in rates]
@@ -209,6 +209,7 @@ class _Scorer:
         patterns: PatternSet,
         answer: np.ndarray,
         threshold: float,
+        model: int,
     ) -> Scores:
         cases, drawn = self.cases, patterns.present
         seen = cases.present & drawn
@@ -248,6 +249,7 @@ class _Scorer:
             case_ids=cases.ids[rows],
             dropped=dropped,
             threshold=threshold,
+            model=model,
         )
 
     def probabilities(self, answer: np.ndarray) -> np.ndarray:

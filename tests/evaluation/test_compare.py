@@ -189,12 +189,35 @@ def test_reports_from_files_compare_as_before(tmp_path):
         np.testing.assert_equal(tuple(other), tuple(one))
 
 
-def test_without_predictions_the_pairs_are_seeds(tmp_path):
+def without_predictions(report, folder):
+    report.to_json(folder / "metrics.json", predictions=False)
+    return MissingnessReport.from_json(folder / "metrics.json")
+
+
+def test_without_predictions_the_patterns_of_one_model_are_no_pairs(tmp_path):
+    """They share cases and model: counted one by one, chance would pass for a difference."""
+    several = [
+        without_predictions(one, tmp_path)
+        for one in reports("multiclass", "a", "b", seeds=range(8), kinds=["per_modality"])
+    ]
+    found = compare(several)
+    assert found.test.startswith("no test: one model per method")
+    assert math.isnan(found.ranked[1].adjusted)
+    assert found.ranked[1].marks == ""
+    assert "nan" not in found.table()
+
+
+def test_without_predictions_the_pairs_are_models(tmp_path):
     """Conditions share cases and model: counted one by one, chance would pass for a difference."""
-    several = []
-    for one in reports("multiclass", "a", "b", seeds=range(7)):
-        one.to_json(tmp_path / "metrics.json", predictions=False)
-        several.append(MissingnessReport.from_json(tmp_path / "metrics.json"))
+    several = [
+        merge(
+            [
+                without_predictions(method(name, "multiclass", seeds=[seed]), tmp_path)
+                for seed in range(7)
+            ]
+        )
+        for name in "ab"
+    ]
     found = compare(several)
     assert found.test == "Wilcoxon over seeds"
     pairs = [
