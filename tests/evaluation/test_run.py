@@ -94,7 +94,7 @@ def test_defaults_have_a_value_and_an_interval(target):
         assert tuple(one.values) == tuple(one.intervals) == report.metrics
         for metric, value in one.values.items():
             low, high = one.intervals[metric]
-            assert low <= value <= high or metric == "ece"  # which resampling biases upwards
+            assert low <= value <= high, metric
 
 
 def test_batches_are_as_the_mapping():
