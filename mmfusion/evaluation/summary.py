@@ -40,7 +40,8 @@ def shown_chance(value: float) -> str:
 def miscalibration(report: MissingnessReport, condition: Condition) -> tuple[float, float]:
     """Mean distance of confidence from accuracy over bins, and by how much it is too high.
 
-    Averaged over seeds; NaN without a calibration.
+    Of a binary or multilabel target, of the label's probability from its frequency. Averaged over
+    seeds; NaN without a calibration.
     """
     scores = [one for one in report.scores if one.condition == condition and one.calibration]
     found = []
@@ -99,6 +100,7 @@ def _whole(
 ) -> None:
     found, name = line.report.estimate(whole, metric), metric_name(metric)
     if math.isnan(found.mean):
+        said.append(f"With every modality present {line.label} has no {name}.")
         return
     known = not math.isnan(found.low)
     between = f"{shown(found.low)} to {shown(found.high)}"
@@ -151,13 +153,22 @@ def _absences(
 
 def _steps(line: Line, metric: str, said: list[str]) -> None:
     """Whether more modalities ever hurt."""
-    if len(line.conditions("subset")) < 2:
+    report, subsets = line.alone(), line.conditions("subset")
+    if len(subsets) < 2:
         return
-    worse = line.report.violations(metric)
+    known = [
+        set(np.flatnonzero(one.pattern or ()).tolist())
+        for one in subsets
+        if not math.isnan(report.estimate(one, metric).mean)
+    ]
+    if not any(small < large for small in known for large in known):
+        said.append("Whether more modalities do worse is not known: too few subsets have a score.")
+        return
+    worse = report.violations(metric)
     if not worse:
         said.append("More modalities never did worse.")
         return
-    read = {one.name: condition_name(line.report, one) for one in line.conditions("subset")}
+    read = {one.label: condition_name(report, one) for one in subsets}
     small, large, loss = worse[0]
     times = "once" if len(worse) == 1 else f"{len(worse)} times"
     said.append(
@@ -169,7 +180,11 @@ def _steps(line: Line, metric: str, said: list[str]) -> None:
 def _rates(line: Line, metric: str, tiles: list[tuple[str, str, str]], said: list[str]) -> None:
     """The middle rate of the first kind of rates, if there is one."""
     for kind, meaning in RATE_KINDS.items():
-        found = [one for one in line.conditions(kind) if one.rate]
+        found = [
+            one
+            for one in line.conditions(kind)
+            if one.rate and not math.isnan(line.report.estimate(one, metric).mean)
+        ]
         if found:
             one = min(found, key=lambda one: abs((one.rate or 0) - 0.5))
             value = shown(line.report.estimate(one, metric).mean)
@@ -191,15 +206,17 @@ def _calibration(line: Line, tiles: list[tuple[str, str, str]], said: list[str])
     if not found:
         return
     error, excess, name = found[0]
-    leaning = "too sure" if excess > 0 else "too cautious"
-    tiles.append(("Confidence off by", f"{100 * error:.1f} points", f"on average, with {name}"))
+    what, leanings = "Probability", ("too low", "too high")
+    if line.report.target == "multiclass":
+        what, leanings = "Confidence", ("too cautious", "too sure")
+    tiles.append((f"{what} off by", f"{100 * error:.1f} points", f"on average, with {name}"))
     said.append(
-        f"Its confidence is off by {100 * error:.1f} percentage points on average with {name}, on "
-        f"the whole {leaning} by {100 * abs(excess):.1f}."
+        f"Its {what.lower()} is off by {100 * error:.1f} percentage points on average with {name}, "
+        f"on the whole {leanings[excess > 0]} by {100 * abs(excess):.1f}."
     )
     worst, _, where = max(found)
     if worst > error:
-        said.append(f"Its confidence is worst with {where}: off by {100 * worst:.1f} points.")
+        said.append(f"Its {what.lower()} is worst with {where}: off by {100 * worst:.1f} points.")
 
 
 def _guesses(line: Line, said: list[str]) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mmfusion.evaluation.contributions import CHANCE, contributions, subset_values
+from mmfusion.evaluation.contributions import contributions, losses, shares_known
 from mmfusion.evaluation.lines import (
     RATE_KINDS,
     Line,
@@ -92,12 +92,14 @@ def matrices(reports: Reports, metric: str) -> list[dict[str, Any]]:
     for report in reports:
         own = lines([report])
         for kind, meaning in RATE_KINDS.items():
-            rates = list(dict.fromkeys(one.rate for one in report.conditions(kind)))
+            rates = sorted({one.rate for one in report.conditions(kind) if one.rate is not None})
             if len(own) < 2 or not rates:
                 continue
-            values = [
-                [report.estimate(one, metric).mean for one in line.conditions(kind)] for line in own
+            scored = [
+                {one.rate: report.estimate(one, metric).mean for one in line.conditions(kind)}
+                for line in own
             ]
+            values = [[of.get(rate, math.nan) for rate in rates] for of in scored]
             rows = zip(
                 [line.train_rate for line in own],
                 _levels(values, higher_is_better(metric)),
@@ -109,18 +111,17 @@ def matrices(reports: Reports, metric: str) -> list[dict[str, Any]]:
     return found
 
 
-def adds(report: MissingnessReport, metric: str) -> list[tuple[str, float, float]]:
+def adds(line: Line, metric: str) -> list[tuple[str, float, float]]:
     """Modality, what is lost without it, and its Shapley value (NaN where it is not known)."""
-    sign = 1 if higher_is_better(metric) else -1
-    value = subset_values(report, metric)
-    value[0] = CHANCE.get(metric, math.nan)
-    lost = {name: value[-1] - value[-1 - (1 << i)] for i, name in enumerate(report.names)}
-    if all(map(math.isnan, lost.values())):
+    report, sign = line.alone(), 1 if higher_is_better(metric) else -1
+    lost = losses(report, metric)
+    if all(map(math.isnan, lost)):
         return []
-    known = not any(map(math.isnan, value))
-    parts = contributions(report, metric) if known else {}
-    shapley = {name: parts[name]["shapley"] if known else math.nan for name in report.names}
-    return [(name, sign * float(lost[name]), sign * shapley[name]) for name in report.names]
+    parts = contributions(report, metric) if shares_known(report, metric) else {}
+    return [
+        (name, sign * loss, sign * parts[name]["shapley"] if parts else math.nan)
+        for name, loss in zip(report.names, lost, strict=True)
+    ]
 
 
 def every_number(columns: Sequence[Line]) -> list[dict[str, Any]]:
