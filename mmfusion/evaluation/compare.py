@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmfusion.evaluation.numbers import fixed
 from mmfusion.evaluation.report import Condition, MissingnessReport, Scores, align
 from mmfusion.evaluation.scores import higher_is_better, measure
 from mmfusion.evaluation.statistics import (
@@ -78,10 +79,13 @@ class Comparison:
         for place, one in enumerate(self.ranked):
             cells = [""] * 5
             if place:
-                interval = "" if math.isnan(one.low) else f"[{one.low:+.3f}, {one.high:+.3f}]"
+                value, low, high = (
+                    fixed(each, self.metric, "+") for each in (one.difference, one.low, one.high)
+                )
+                interval = "" if math.isnan(one.low) else f"[{low}, {high}]"
                 chances = ["" if math.isnan(p) else f"{p:.3f}" for p in (one.p, one.adjusted)]
-                cells = [f"{one.difference:+.3f}", interval, *chances, one.marks]
-            rows.append([one.method, f"{one.mean:.3f}", *cells])
+                cells = [value, interval, *chances, one.marks]
+            rows.append([one.method, fixed(one.mean, self.metric), *cells])
         over = ", ".join(self.conditions)
         return "\n".join([*align(rows), f"{self.metric}, mean over {over}; {self.test}"])
 

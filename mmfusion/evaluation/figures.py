@@ -29,9 +29,9 @@ from mmfusion.evaluation.lines import (
     lines,
     metric_name,
     reliability,
-    shown,
     subset_name,
 )
+from mmfusion.evaluation.numbers import shown
 from mmfusion.evaluation.report import Condition, MissingnessReport, write_whole
 from mmfusion.evaluation.scores import higher_is_better
 
@@ -119,8 +119,8 @@ def contributions_figure(reports: Reports, metric: str | None = None) -> Any:
             if shapley:
                 values = [part["shapley"] for part in contributions(report, metric).values()]
             heights = rows + thick * (place - (len(series) - 1) / 2)
-            style = {"color": line.colour, "hatch": line.hatch, "edgecolor": "white"}
-            style["linewidth"] = 0
+            style: dict[str, Any] = {"color": line.colour, "linewidth": 0}
+            style |= {"hatch": line.hatch, "edgecolor": "white"}  # the colour of the hatch
             handles.append(axes.barh(heights, sign * np.array(values), 0.85 * thick, **style))
         axes.axvline(0, color=MUTED, linewidth=1)
         axes.set_yticks(rows, [short(name) for name in names])
@@ -181,7 +181,7 @@ def write_figure(reports: Reports, path: str | os.PathLike[str], metric: str | N
     rows, columns = math.ceil(len(parts) / 3), min(3, len(parts))
     first = _width(series) if series[0].conditions("subset") else 0  # the map, if there is one
     widths = [max(5, first), *[5.0] * (columns - 1)]
-    height = max(5, _height(series), _calibration_height(series))
+    height = max(5, _height(series), 1.2 * _calibration_height(series))  # panels are wider here
     with drawing(sum(widths), rows * height) as figure:
         cells = figure.subfigures(rows, columns, squeeze=False, width_ratios=widths).flat
         for draw, cell in zip(parts, cells, strict=False):
@@ -216,7 +216,7 @@ def _draw_subsets(figure: Any, series: Sequence[Line], metric: str) -> None:
     right.set_xlabel(metric_name(metric))
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if image.norm(good[row, column]) > 0.6 else INK
-        right.text(column, row, shown(value), ha="center", va="center", color=colour)
+        right.text(column, row, shown(value, metric), ha="center", va="center", color=colour)
     for axes in (left, right):
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
@@ -239,8 +239,8 @@ def _draw_rates(figure: Any, series: Sequence[Line], metric: str, kind: str) -> 
         places = np.array([one.rate for one in found]) + shift
         # an end on the other side of the mean is no whisker
         reach = np.nan_to_num([means - ends[0], ends[1] - means]).clip(0)
-        style = {"color": line.colour, "marker": line.marker, "linestyle": line.dash}
-        style |= {"capsize": 2, "elinewidth": 1}
+        style: dict[str, Any] = {"color": line.colour, "marker": line.marker}
+        style |= {"linestyle": line.dash, "capsize": 2, "elinewidth": 1}
         handles.append(axes.errorbar(places, means, reach, **style))
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.set(xlabel=RATE_KINDS[kind], ylabel=metric_name(metric))

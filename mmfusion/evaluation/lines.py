@@ -1,6 +1,5 @@
 """What all figures of a page share: who is drawn, how it is called, in which colour."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,7 +18,6 @@ __all__ = [
     "lines",
     "metric_name",
     "reliability",
-    "shown",
     "subset_name",
 ]
 
@@ -116,18 +114,6 @@ def metric_name(metric: str) -> str:
         ('AUC (macro)', 'balanced accuracy')
     """
     return _NAMES.get(metric, metric.replace("_", " "))
-
-
-def shown(value: float | None) -> str:
-    """A number as tables and figures print it.
-
-    Example:
-        >>> shown(0.91234), shown(1234.5), shown(float("nan"))
-        ('0.912', '1.23e+03', '-')
-    """
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:z.3f}" if abs(value) < 10 else f"{value:.3g}"
 
 
 def subset_name(names: Sequence[str], pattern: Sequence[bool]) -> str:

@@ -25,8 +25,8 @@ from mmfusion.evaluation.lines import (
     calibration_axes,
     lines,
     metric_name,
-    shown,
 )
+from mmfusion.evaluation.numbers import shown
 from mmfusion.evaluation.report import MissingnessReport, write_whole
 from mmfusion.evaluation.scores import higher_is_better
 from mmfusion.evaluation.summary import shown_chance, summarise

@@ -100,6 +100,10 @@ def evaluate(
     models = list(model) if isinstance(model, Sequence) else [model]
     seeds = list(range(len(models)) if seeds is None else seeds)
     target, metrics = _check(models, seeds, target, metrics, validation)
+    if num_bootstrap < 0:
+        raise ValueError(
+            f"num_bootstrap={num_bootstrap}: it is a number of resamples. Pass 0 for no interval."
+        )
     cases = collect(data, getattr(models[0], "names", None), gather)
     cause = _cause(cases.labels, target)
     planned = [

@@ -12,9 +12,9 @@ from mmfusion.evaluation.lines import (
     condition_name,
     lines,
     metric_name,
-    shown,
     subset_name,
 )
+from mmfusion.evaluation.numbers import shown
 from mmfusion.evaluation.report import Condition, MissingnessReport
 from mmfusion.evaluation.scores import higher_is_better
 
@@ -103,12 +103,14 @@ def _whole(
         said.append(f"With every modality present {line.label} has no {name}.")
         return
     known = not math.isnan(found.low)
-    between = f"{shown(found.low)} to {shown(found.high)}"
-    tiles.append(("All present", shown(found.mean), f"{name}, {between}" if known else name))
+    between = f"{shown(found.low, metric)} to {shown(found.high, metric)}"
+    tiles.append(
+        ("All present", shown(found.mean, metric), f"{name}, {between}" if known else name)
+    )
     aim = "" if higher_is_better(metric) else " (lower is better)"
     interval = f", 95 % interval {between}" if known else ""
     said.append(
-        f"With every modality present {line.label} scores {shown(found.mean)} in "
+        f"With every modality present {line.label} scores {shown(found.mean, metric)} in "
         f"{name}{aim}{interval}."
     )
 
@@ -137,9 +139,10 @@ def _absences(
     costs.sort(key=lambda one: -one[0])
     cost, name, value = costs[0]
     if cost > 0:
-        tiles.append(("Most needed", name, f"without it {shown(value)}"))
+        tiles.append(("Most needed", name, f"without it {shown(value, metric)}"))
     parts = [
-        f"without {name} {shown(value)}, {'a loss' if cost > 0 else 'a gain'} of {shown(abs(cost))}"
+        f"without {name} {shown(value, metric)}, {'a loss' if cost > 0 else 'a gain'} of "
+        f"{shown(abs(cost), metric)}"
         for cost, name, value in costs[:3]
     ]
     rest = f" The other {len(costs) - 3} cost no more." if len(costs) > 3 else ""
@@ -173,7 +176,7 @@ def _steps(line: Line, metric: str, said: list[str]) -> None:
     times = "once" if len(worse) == 1 else f"{len(worse)} times"
     said.append(
         f"More modalities did worse {times}; most from {read[small]} to {read[large]}, by "
-        f"{shown(loss)}."
+        f"{shown(loss, metric)}."
     )
 
 
@@ -187,7 +190,7 @@ def _rates(line: Line, metric: str, tiles: list[tuple[str, str, str]], said: lis
         ]
         if found:
             one = min(found, key=lambda one: abs((one.rate or 0) - 0.5))
-            value = shown(line.report.estimate(one, metric).mean)
+            value = shown(line.report.estimate(one, metric).mean, metric)
             rows = [row for row in line.report.scores if row.condition == one]
             rate = sum(row.realised.get("slot_rate", math.nan) for row in rows) / len(rows)
             share = "" if math.isnan(rate) else f" ({100 * rate:.0f} % of all entries in fact)"
@@ -244,5 +247,5 @@ def _places(line: Line, ranking: Comparison, said: list[str]) -> None:
     sure = "" if math.isnan(one.adjusted) else f" (p {shown_chance(one.adjusted)})"
     said.append(
         f"Of {len(ranking.ranked)} methods it ranks {place + 1}; {first} leads {other} by "
-        f"{shown(abs(one.difference))}{sure}."
+        f"{shown(abs(one.difference), ranking.metric)}{sure}."
     )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from mmfusion.evaluation.contributions import contributions, losses, shares_known
@@ -11,9 +12,9 @@ from mmfusion.evaluation.lines import (
     condition_name,
     lines,
     metric_name,
-    shown,
     subset_name,
 )
+from mmfusion.evaluation.numbers import shown
 from mmfusion.evaluation.report import Condition, MissingnessReport
 from mmfusion.evaluation.scores import higher_is_better
 from mmfusion.evaluation.summary import miscalibration
@@ -33,7 +34,7 @@ Cells = list[tuple[str, float | None]]
 
 
 def _levels(
-    values: Sequence[Sequence[float]], higher: bool, text: Callable[[float], str] = shown
+    values: Sequence[Sequence[float]], higher: bool, text: Callable[[float], str]
 ) -> list[Cells]:
     """Each value as printed, and how good it is within the table: 0 the worst, 1 the best."""
     known = [value for row in values for value in row if not math.isnan(value)]
@@ -54,6 +55,7 @@ def heat(columns: Sequence[Line], metric: str) -> list[dict[str, Any]]:
         columns,
         lambda line, one: line.report.estimate(one, metric).mean,
         higher_is_better(metric),
+        partial(shown, metric=metric),
     )
 
 
@@ -72,7 +74,7 @@ def _by_subset(
     columns: Sequence[Line],
     value: Callable[[Line, Condition], float],
     higher: bool,
-    text: Callable[[float], str] = shown,
+    text: Callable[[float], str],
 ) -> list[dict[str, Any]]:
     patterns = [one.pattern for one in columns[0].conditions("subset") if one.pattern]
     values = [
@@ -102,7 +104,7 @@ def matrices(reports: Reports, metric: str) -> list[dict[str, Any]]:
             values = [[of.get(rate, math.nan) for rate in rates] for of in scored]
             rows = zip(
                 [line.train_rate for line in own],
-                _levels(values, higher_is_better(metric)),
+                _levels(values, higher_is_better(metric), partial(shown, metric=metric)),
                 strict=True,
             )
             found.append(

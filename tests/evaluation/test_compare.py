@@ -59,6 +59,24 @@ def test_the_best_comes_first_and_the_worst_has_marks(target):
     assert found.conditions == ("rate 0.3", "rate 0.5")
 
 
+def test_small_errors_are_printed_with_their_digits():
+    of = data("regression")
+    of = {"inputs": {n: x * 1e-5 for n, x in of["inputs"].items()}, "labels": of["labels"] * 1e-5}
+    several = [method(name, "regression", of, metrics=["mae", "r2"]) for name in "ab"]
+    best = compare(several).ranked[0].mean
+    assert 0 < best < 1e-4
+    assert f"{best:.3g}" in compare(several).table()
+    assert f"{several[0].estimate(several[0].conditions()[0]).mean:.3g}" in several[0].table()
+
+
+def test_a_rate_is_the_same_as_whole_number():
+    several = [
+        method(name, "binary", rates=rates) for name, rates in (("a", (0, 0.5)), ("b", (0.0, 0.5)))
+    ]
+    assert several[0].conditions() == several[1].conditions()
+    compare(several)
+
+
 def test_where_less_is_better_the_lowest_comes_first():
     found = compare(reports("regression"), "mae")
     assert [one.method for one in found.ranked] == ["a", "b", "c"]
