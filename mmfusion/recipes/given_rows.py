@@ -31,10 +31,10 @@ def refuse_other_order(inputs: Mapping[str, Any], **others: Any) -> None:
         if len(index) != len(known) or index.equals(known):
             continue  # another number of rows is refused elsewhere
         row = int(np.argmax(np.asarray(index) != np.asarray(known)))
+        one, other = known.tolist()[row], index.tolist()[row]
         raise ValueError(
-            f"row {row} is {known[row]!r} in {first} and {index[row]!r} in {name}: rows are told "
-            "apart by their place, so frames have one order. Reindex one like the other, or pass "
-            "arrays."
+            f"row {row} is {one!r} in {first} and {other!r} in {name}: rows are told apart by "
+            "their place, so frames have one order. Reindex one, or pass arrays."
         )
 
 
