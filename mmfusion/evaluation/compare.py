@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmfusion.evaluation.numbers import fixed
 from mmfusion.evaluation.report import Condition, MissingnessReport, Scores, align
 from mmfusion.evaluation.scores import higher_is_better, measure
 from mmfusion.evaluation.statistics import (
@@ -21,6 +22,7 @@ from mmfusion.evaluation.statistics import (
 __all__ = ["Comparison", "Ranked", "compare"]
 
 Key = tuple[Condition, int]
+NO_TEST = "no test: one model per method, whose patterns are no replicates of it"
 
 
 class Ranked(NamedTuple):
@@ -53,7 +55,8 @@ class Comparison:
 
     Args:
         metric: What was compared.
-        test: ``"DeLong"``, ``"paired bootstrap"`` or ``"Wilcoxon"``.
+        test: ``"DeLong"``, ``"paired bootstrap"``, ``"Wilcoxon over seeds"``, or why there is no
+            test.
         conditions: Names of the conditions averaged over.
         ranked: The methods, the best first.
 
@@ -76,10 +79,13 @@ class Comparison:
         for place, one in enumerate(self.ranked):
             cells = [""] * 5
             if place:
-                interval = "" if math.isnan(one.low) else f"[{one.low:+.3f}, {one.high:+.3f}]"
-                cells = [f"{one.difference:+.3f}", interval, f"{one.p:.3f}", f"{one.adjusted:.3f}"]
-                cells.append(one.marks)
-            rows.append([one.method, f"{one.mean:.3f}", *cells])
+                value, low, high = (
+                    fixed(each, self.metric, "+") for each in (one.difference, one.low, one.high)
+                )
+                interval = "" if math.isnan(one.low) else f"[{low}, {high}]"
+                chances = ["" if math.isnan(p) else f"{p:.3f}" for p in (one.p, one.adjusted)]
+                cells = [value, interval, *chances, one.marks]
+            rows.append([one.method, fixed(one.mean, self.metric), *cells])
         over = ", ".join(self.conditions)
         return "\n".join([*align(rows), f"{self.metric}, mean over {over}; {self.test}"])
 
@@ -92,7 +98,8 @@ def compare(
     Rate 0 is left out of that mean, and so is a condition in which some method has no value. Every
     method is tested against the best: by DeLong's test for the AUC of a binary target on the same
     cases throughout, else by a paired bootstrap over cases; reports without predictions by
-    Wilcoxon's test over seeds, each averaged over conditions: five seeds or fewer never show it.
+    Wilcoxon's test over the seeds of models, each averaged over conditions and patterns: five
+    models or fewer never show it, and of a sole model there is no test.
 
     Args:
         reports: One per method.
@@ -139,7 +146,6 @@ def compare(
     test, differences = _test(
         [[entries[place][key] for key in keys] for place in order],
         values[order],
-        [seed for _, seed in keys],
         metric,
         reports[0],
         num_resamples,
@@ -165,7 +171,6 @@ def compare(
 def _test(
     scores: Sequence[Sequence[Scores]],
     values: np.ndarray,
-    seeds: Sequence[int],
     metric: str,
     like: MissingnessReport,
     num_resamples: int,
@@ -174,11 +179,13 @@ def _test(
     itself = Difference(0.0, 0.0, 0.0, math.nan)
     kept = [[answer for one in row if (answer := _answer(one))] for row in scores]
     if min(map(len, kept)) < values.shape[1]:
-        # Conditions share model and cases: a seed is one observation, however many it has.
-        each = np.stack([values[:, np.equal(seeds, seed)].mean(1) for seed in set(seeds)], axis=1)
-        p_values = [wilcoxon(row, each[0]) for row in each[1:]]
+        # Conditions and patterns share model and cases: a model is one observation.
+        models = min(map(_models, scores), key=lambda row: len(set(row)))
+        each = np.stack([values[:, np.equal(models, one)].mean(1) for one in set(models)], axis=1)
+        sole = each.shape[1] < 2
+        p_values = [math.nan if sole else wilcoxon(row, each[0]) for row in each[1:]]
         found = [Difference(math.nan, math.nan, math.nan, p) for p in p_values]
-        return "Wilcoxon over seeds", [itself, *found]
+        return NO_TEST if sole else "Wilcoxon over seeds", [itself, *found]
     first = kept[0][0]
     same = len(np.unique(first.ids)) == len(first.ids) and all(
         np.array_equal(one.labels, first.labels) and np.array_equal(one.ids, first.ids)
@@ -204,6 +211,11 @@ def _test(
         for row in kept
     )
     return "paired bootstrap", [itself, *(paired_bootstrap(one, best) for one in others)]
+
+
+def _models(scores: Sequence[Scores]) -> list[int]:
+    """The seed that stands for the model of each."""
+    return [one.seed if one.model is None else one.model for one in scores]
 
 
 class _Answer(NamedTuple):

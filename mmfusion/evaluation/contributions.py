@@ -6,7 +6,7 @@ import numpy as np
 
 from mmfusion.evaluation.report import MissingnessReport
 
-__all__ = ["CHANCE", "contributions", "subset_values"]
+__all__ = ["CHANCE", "contributions", "losses", "shares_known"]
 
 # What is scored without any modality, where that does not hang on the data.
 CHANCE = {
@@ -52,22 +52,22 @@ def contributions(
     """
     metric = metric or report.metrics[0]
     size = len(report.names)
-    value = subset_values(report, metric)
-    value[0] = CHANCE.get(metric, math.nan) if empty is None else empty
-    if math.isnan(value[0]):
+    known = _subset_values(report, metric)
+    known[0] = CHANCE.get(metric, math.nan) if empty is None else empty
+    if math.isnan(known[0]):
         raise ValueError(
             f"empty={empty} with metric={metric!r}: what is scored without any modality is not "
             f"known (it is for {', '.join(CHANCE)}). Pass empty, such as the share of the largest "
             "class for the accuracy."
         )
-    undefined = np.flatnonzero(np.isnan(value))
-    if len(undefined):
-        names = [name for i, name in enumerate(report.names) if undefined[0] >> i & 1]
+    if lacking := 2**size - sum(not math.isnan(value) for value in known.values()):
+        first = next(bits for bits in range(2**size) if math.isnan(known.get(bits, math.nan)))
+        names = [name for i, name in enumerate(report.names) if first >> i & 1]
         raise ValueError(
-            f"the subset {' + '.join(names)} has no {metric} (nor have {len(undefined) - 1} "
+            f"the subset {' + '.join(names)} has no {metric} (nor have {lacking - 1} "
             "others): every subset counts. Evaluate all subsets, on data with every class."
         )
-    subsets = np.arange(2**size)
+    subsets, value = np.arange(2**size), np.array([known[bits] for bits in range(2**size)])
     members = np.array([subset.bit_count() for subset in range(2**size)])
     # of all orders, the share in which exactly a subset of k comes before the modality
     weights = np.array([1 / (size * math.comb(size - 1, k)) for k in range(size)])
@@ -82,16 +82,27 @@ def contributions(
     return found
 
 
-def subset_values(report: MissingnessReport, metric: str) -> np.ndarray:
-    """The score of each subset, by its bits (the first modality is 1); NaN where there is none.
+def losses(report: MissingnessReport, metric: str) -> list[float]:
+    """How much higher the whole scores than without each modality; NaN where that is not known."""
+    value, whole = _subset_values(report, metric), 2 ** len(report.names) - 1
+    return [
+        value.get(whole, math.nan) - value.get(whole - (1 << i), math.nan)
+        for i in range(len(report.names))
+    ]
+
+
+def shares_known(report: MissingnessReport, metric: str) -> bool:
+    """Whether all subsets have a score, and chance is known: then there are Shapley values."""
+    known = [value for value in _subset_values(report, metric).values() if not math.isnan(value)]
+    return metric in CHANCE and len(known) == 2 ** len(report.names) - 1
+
+
+def _subset_values(report: MissingnessReport, metric: str) -> dict[int, float]:
+    """The score of each subset that was scored, by its bits (the first modality is 1).
 
     Of several train rates, the first.
-
-    Shape:
-        - result: ``(2**M,)``
     """
-    size = len(report.names)
-    value = np.full(2**size, math.nan)
+    size, value = len(report.names), {}
     for one in report.conditions("subset"):
         if one.pattern is not None and one.train_rate == report.scores[0].condition.train_rate:
             bits = sum(1 << i for i in range(size) if one.pattern[i])

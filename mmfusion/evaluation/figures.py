@@ -20,17 +20,18 @@ from mmfusion.evaluation.canvas import (
     panels,
     short,
 )
-from mmfusion.evaluation.contributions import CHANCE, contributions, subset_values
+from mmfusion.evaluation.contributions import CHANCE, contributions, losses, shares_known
 from mmfusion.evaluation.lines import (
     COLOURS,
     RATE_KINDS,
     Line,
+    calibration_axes,
     lines,
     metric_name,
     reliability,
-    shown,
     subset_name,
 )
+from mmfusion.evaluation.numbers import shown
 from mmfusion.evaluation.report import Condition, MissingnessReport, write_whole
 from mmfusion.evaluation.scores import higher_is_better
 
@@ -58,8 +59,7 @@ def subset_figure(reports: Reports, metric: str | None = None) -> Any:
         ValueError: If no subset was scored.
     """
     series = lines(reports)
-    width = 1.2 + 0.3 * len(reports[0].names) + 0.9 * len(series)
-    with drawing(max(3.5, width), _height(series)) as figure:
+    with drawing(max(3.5, _width(series)), _height(series)) as figure:
         _draw_subsets(figure, series, metric or reports[0].metrics[0])
     return figure
 
@@ -82,7 +82,7 @@ def rate_figure(reports: Reports, metric: str | None = None, kind: str = "per_mo
 
 
 def calibration_figure(reports: Reports) -> Any:
-    """Draw accuracy over confidence, a panel for each subset (the nine largest of many).
+    """Draw how far probabilities hold, a panel for each subset (the nine largest of many).
 
     Args:
         reports: With subsets scored, and no regression.
@@ -91,10 +91,7 @@ def calibration_figure(reports: Reports) -> Any:
         ValueError: If nothing has a calibration.
     """
     series = lines(reports)
-    rows = math.ceil(min(PANELS, len(_calibrated(series[0]))) / 3)
-    with drawing(
-        WIDTH, 0.4 + 1.55 * rows + legend_height([line.label for line in series])
-    ) as figure:
+    with drawing(WIDTH, _calibration_height(series)) as figure:
         _draw_calibration(figure, series)
     return figure
 
@@ -109,28 +106,22 @@ def contributions_figure(reports: Reports, metric: str | None = None) -> Any:
         metric: None is the main one of the first report.
     """
     metric, series = metric or reports[0].metrics[0], lines(reports)
-    names = reports[0].names
-    whole = not any(np.isnan(subset_values(one, metric)[1:]).any() for one in reports)
-    shapley = whole and metric in CHANCE
+    names, alone = reports[0].names, [line.alone() for line in series]
+    shapley = all(shares_known(one, metric) for one in alone)
     sign = 1 if higher_is_better(metric) else -1
-    rows, thick = np.arange(len(names)), 0.8 / len(reports)
-    height = (
-        0.7
-        + len(names) * (0.2 + 0.13 * len(reports))
-        + legend_height([line.label for line in series])
-    )
+    rows, thick = np.arange(len(names)), 0.8 / len(series)
+    labels = [line.label for line in series]
+    height = 0.7 + len(names) * (0.2 + 0.13 * len(series)) + legend_height(labels)
     with drawing(WIDTH, height) as figure:
         axes, handles = figure.subplots(), []
-        for place, report in enumerate(reports):
+        for place, (line, report) in enumerate(zip(series, alone, strict=True)):
+            values = losses(report, metric)
             if shapley:
                 values = [part["shapley"] for part in contributions(report, metric).values()]
-            else:
-                value = subset_values(report, metric)
-                values = [value[-1] - value[-1 - (1 << i)] for i in range(len(names))]
-            line = next(line for line in series if line.report is report)
-            heights = rows + thick * (place - (len(reports) - 1) / 2)
-            lengths = sign * np.array(values)
-            handles.append(axes.barh(heights, lengths, 0.85 * thick, color=line.colour))
+            heights = rows + thick * (place - (len(series) - 1) / 2)
+            style: dict[str, Any] = {"color": line.colour, "linewidth": 0}
+            style |= {"hatch": line.hatch, "edgecolor": "white"}  # the colour of the hatch
+            handles.append(axes.barh(heights, sign * np.array(values), 0.85 * thick, **style))
         axes.axvline(0, color=MUTED, linewidth=1)
         axes.set_yticks(rows, [short(name) for name in names])
         axes.invert_yaxis()
@@ -138,7 +129,7 @@ def contributions_figure(reports: Reports, metric: str | None = None) -> Any:
         axes.grid(axis="x")
         what = "Shapley value" if shapley else "loss without it"
         axes.set_xlabel(f"{what}, {metric_name(metric)}")
-        legend(figure, handles, [report.method for report in reports])
+        legend(figure, handles, labels)
     return figure
 
 
@@ -187,9 +178,12 @@ def write_figure(reports: Reports, path: str | os.PathLike[str], metric: str | N
             "drawn. Evaluate with kinds=('subset', 'per_modality')."
         )
     buffer = io.BytesIO()
-    rows = math.ceil(len(parts) / 3)
-    with drawing(5 * min(3, len(parts)), rows * max(5, _height(series))) as figure:
-        cells = figure.subfigures(rows, min(3, len(parts)), squeeze=False).flat
+    rows, columns = math.ceil(len(parts) / 3), min(3, len(parts))
+    first = _width(series) if series[0].conditions("subset") else 0  # the map, if there is one
+    widths = [max(5, first), *[5.0] * (columns - 1)]
+    height = max(5, _height(series), 1.2 * _calibration_height(series))  # panels are wider here
+    with drawing(sum(widths), rows * height) as figure:
+        cells = figure.subfigures(rows, columns, squeeze=False, width_ratios=widths).flat
         for draw, cell in zip(parts, cells, strict=False):
             draw(cell)
         if title := reports[0].about.get("title"):
@@ -222,7 +216,7 @@ def _draw_subsets(figure: Any, series: Sequence[Line], metric: str) -> None:
     right.set_xlabel(metric_name(metric))
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if image.norm(good[row, column]) > 0.6 else INK
-        right.text(column, row, shown(value), ha="center", va="center", color=colour)
+        right.text(column, row, shown(value, metric), ha="center", va="center", color=colour)
     for axes in (left, right):
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
@@ -235,15 +229,18 @@ def _draw_rates(figure: Any, series: Sequence[Line], metric: str, kind: str) -> 
     rates = sorted({one.rate or 0.0 for line in series for one in line.conditions(kind)})
     if not rates:
         raise _nothing(series, kind)
+    step = _step(rates, len(series))
     for place, line in enumerate(series):
         found = sorted(line.conditions(kind), key=lambda one: one.rate or 0.0)
         estimates = [line.report.estimate(one, metric) for one in found]
         means = np.array([one.mean for one in estimates])
         ends = np.array([(one.low, one.high) for one in estimates]).reshape(-1, 2).T
-        shift = 0.012 * rates[-1] * (place - (len(series) - 1) / 2)  # intervals side by side
+        shift = step * (place - (len(series) - 1) / 2)  # intervals side by side
         places = np.array([one.rate for one in found]) + shift
-        reach = np.nan_to_num(np.abs(ends - means))
-        style = {"color": line.colour, "marker": line.marker, "capsize": 2, "elinewidth": 1}
+        # an end on the other side of the mean is no whisker
+        reach = np.nan_to_num([means - ends[0], ends[1] - means]).clip(0)
+        style: dict[str, Any] = {"color": line.colour, "marker": line.marker}
+        style |= {"linestyle": line.dash, "capsize": 2, "elinewidth": 1}
         handles.append(axes.errorbar(places, means, reach, **style))
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.set(xlabel=RATE_KINDS[kind], ylabel=metric_name(metric))
@@ -251,6 +248,12 @@ def _draw_rates(figure: Any, series: Sequence[Line], metric: str, kind: str) -> 
     if metric in CHANCE:
         _draw_chance(axes, CHANCE[metric])
     legend(figure, handles, [line.label for line in series])
+
+
+def _step(rates: Sequence[float], count: int) -> float:
+    """How far curves stand apart: all of them within 0.3 of the smallest distance of two rates."""
+    nearest = min(np.diff(rates), default=rates[-1])
+    return min(0.012 * rates[-1], 0.3 * nearest / max(1, count - 1))
 
 
 def _draw_chance(axes: Any, chance: float) -> None:
@@ -285,20 +288,33 @@ def _draw_calibration(figure: Any, series: Sequence[Line]) -> None:
         for line in series:
             one = line.subset(pattern)
             bins = np.empty((0, 3)) if one is None else reliability(line.report, one)
-            style = {"color": line.colour, "marker": line.marker}
+            style = {"color": line.colour, "marker": line.marker, "linestyle": line.dash}
             handles += axes.plot(bins[:, 0], bins[:, 1], linewidth=1, markersize=3.5, **style)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         axes.set_title(short(subset_name(names, pattern)))
         axes.set_xticks((0, 0.5, 1), ("0", ".5", "1"))
         axes.set_yticks((0, 0.5, 1), ("0", ".5", "1"))
         axes.grid()
-    drawn[-1].set_xlabel("confidence")
-    drawn[0].set_ylabel("accuracy")
+    across, up = calibration_axes(series[0].report.target)
+    drawn[-1].set_xlabel(across)
+    drawn[0].set_ylabel(up)
     legend(figure, handles, [line.label for line in series])
 
 
+def _width(series: Sequence[Line]) -> float:
+    """Inches of the map, whose columns are methods."""
+    return 1.2 + 0.3 * len(series[0].report.names) + 0.9 * len(series)
+
+
 def _height(series: Sequence[Line]) -> float:
+    """Inches of the map, whose rows are subsets."""
     return 1.4 + 0.27 * len(series[0].conditions("subset"))
+
+
+def _calibration_height(series: Sequence[Line]) -> float:
+    """Inches of rows of panels, and of the legend below them."""
+    rows = math.ceil(min(PANELS, len(_calibrated(series[0]))) / 3)
+    return 0.4 + 1.55 * rows + legend_height([line.label for line in series])
 
 
 def _nothing(series: Sequence[Line], kind: str) -> ValueError:

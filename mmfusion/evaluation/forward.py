@@ -43,7 +43,8 @@ def collect(data: Data, names: Sequence[str] | None = None, gather: Gather | Non
     """Read the labels and what is present; ``names`` are by default the keys of the first inputs.
 
     Raises:
-        ValueError: If the data can be iterated only once, hold nothing, or have no labels.
+        ValueError: If the data can be iterated only once, hold nothing, have no labels or other
+            ones than numbers, or parts have other numbers of rows.
 
     Example:
         >>> data = {"inputs": {"a": torch.ones(3, 2), "b": None}, "labels": torch.arange(3)}
@@ -165,8 +166,11 @@ def batches(data: Data, batch_size: int = ROWS) -> Iterator[Mapping[str, Any]]:
                 f"data is a {type(data).__name__}, which ends after one pass: there are two. Pass "
                 "a list of batches or a DataLoader."
             )
-        yield from data
+        for batch in data:
+            _check_rows(batch)
+            yield batch
         return
+    _check_rows(data)
     total = len(data["labels"]) if _has(data, "labels") else 1
     for first in range(0, total, batch_size):
         rows = slice(first, first + batch_size)
@@ -179,6 +183,20 @@ def batches(data: Data, batch_size: int = ROWS) -> Iterator[Mapping[str, Any]]:
 
 def _has(data: Mapping[str, Any], key: str) -> bool:
     return data.get(key) is not None
+
+
+def _check_rows(batch: Mapping[str, Any]) -> None:
+    """Refuse parts with more or fewer rows than labels: they would be paired wrongly, or cut."""
+    parts = {key: batch[key] for key in ("present", "sample_ids") if _has(batch, key)}
+    for name, value in batch["inputs"].items():
+        leaves = tree_leaves(dict(value) if isinstance(value, Mapping) else value)
+        parts |= {f"inputs[{name!r}]": leaf for leaf in leaves if isinstance(leaf, Tensor)}
+    for name, part in parts.items():
+        if _has(batch, "labels") and len(part) != len(batch["labels"]):
+            raise ValueError(
+                f"{name} has {len(part)} rows and labels {len(batch['labels'])}: each case has "
+                "one. Pass as many, a missing label as -100 or NaN."
+            )
 
 
 def _over_tensors(
@@ -198,7 +216,13 @@ def _labels(batch: Mapping[str, Any]) -> np.ndarray:
             f"data hold {sorted(map(str, batch))}: there is no score without labels. Add them "
             "under 'labels', a missing one as -100 or NaN."
         )
-    labels = torch.as_tensor(batch["labels"]).double().cpu().numpy()
+    try:
+        labels = torch.as_tensor(batch["labels"]).double().cpu().numpy()
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"labels begin with {batch['labels'][0]!r}: they are numbers, those of classes in "
+            "their order. Encode them, and pass the names as classes=."
+        ) from None
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 

@@ -1,7 +1,7 @@
 """What all figures of a page share: who is drawn, how it is called, in which colour."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +13,11 @@ __all__ = [
     "MARKERS",
     "RATE_KINDS",
     "Line",
+    "calibration_axes",
     "condition_name",
     "lines",
     "metric_name",
     "reliability",
-    "shown",
     "subset_name",
 ]
 
@@ -33,6 +33,8 @@ COLOURS = (
     "#9c2f2f",
 )
 MARKERS = "osD^vPXphd<>"
+HATCHES = ("", "////", "....", "xxxx")  # of bars, where colours come round again
+DASHES = ("-", "--", ":", "-.")  # of curves
 RATE_KINDS = {
     "per_modality": "chance of each modality to be absent",
     "sample_rate": "share of cases that lose a modality",
@@ -64,11 +66,18 @@ class Line(NamedTuple):
     train_rate: float | None
     colour: str
     marker: str
+    hatch: str
+    dash: str
 
     def conditions(self, kind: str) -> list[Condition]:
         """The conditions of a kind, at this train rate."""
         found = self.report.conditions(kind)
         return [one for one in found if one.train_rate == self.train_rate]
+
+    def alone(self) -> MissingnessReport:
+        """The report of this train rate without the others."""
+        found = [one for one in self.report.scores if one.condition.train_rate == self.train_rate]
+        return replace(self.report, scores=found)
 
     def subset(self, pattern: tuple[bool, ...]) -> Condition | None:
         """The condition with this pattern; None if it was not scored."""
@@ -90,6 +99,8 @@ def lines(reports: Sequence[MissingnessReport]) -> list[Line]:
             rate,
             COLOURS[i % len(COLOURS)],
             MARKERS[i % len(MARKERS)],
+            HATCHES[i // len(COLOURS) % len(HATCHES)],
+            DASHES[i // len(COLOURS) % len(DASHES)],
         )
         for i, (report, rate) in enumerate(keys)
     ]
@@ -105,18 +116,6 @@ def metric_name(metric: str) -> str:
     return _NAMES.get(metric, metric.replace("_", " "))
 
 
-def shown(value: float | None) -> str:
-    """A number as tables and figures print it.
-
-    Example:
-        >>> shown(0.91234), shown(1234.5), shown(float("nan"))
-        ('0.912', '1.23e+03', '-')
-    """
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:z.3f}" if abs(value) < 10 else f"{value:.3g}"
-
-
 def subset_name(names: Sequence[str], pattern: Sequence[bool]) -> str:
     """What a reader calls a subset.
 
@@ -128,6 +127,18 @@ def subset_name(names: Sequence[str], pattern: Sequence[bool]) -> str:
     if len(names) < 3 or len(absent) > 1 or (absent and len(names) < 4):
         return " + ".join(name for name, left in zip(names, pattern, strict=True) if left)
     return f"all but {absent[0]}" if absent else f"all {len(names)}"
+
+
+def calibration_axes(target: str) -> tuple[str, str]:
+    """What a calibration compares; beyond several classes it is of the label, not of the decision.
+
+    Example:
+        >>> calibration_axes("multiclass"), calibration_axes("binary")
+        (('confidence', 'accuracy'), ('predicted probability', 'observed frequency'))
+    """
+    if target == "multiclass":
+        return "confidence", "accuracy"
+    return "predicted probability", "observed frequency"
 
 
 def condition_name(report: MissingnessReport, condition: Condition) -> str:

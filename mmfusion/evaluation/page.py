@@ -19,7 +19,14 @@ from mmfusion.evaluation.figures import (
     projection_figure,
     rate_figure,
 )
-from mmfusion.evaluation.lines import COLOURS, RATE_KINDS, lines, metric_name, shown
+from mmfusion.evaluation.lines import (
+    COLOURS,
+    RATE_KINDS,
+    calibration_axes,
+    lines,
+    metric_name,
+)
+from mmfusion.evaluation.numbers import shown
 from mmfusion.evaluation.report import MissingnessReport, write_whole
 from mmfusion.evaluation.scores import higher_is_better
 from mmfusion.evaluation.summary import shown_chance, summarise
@@ -82,6 +89,7 @@ def write_page(reports: Reports, path: str | os.PathLike[str], metric: str | Non
         lines=lines(reports),
         metric=metric,
         metric_name=metric_name,
+        axes=calibration_axes(reports[0].target),
         better="higher" if higher_is_better(metric) else "lower",
         tiles=tiles,
         sentences=sentences,
@@ -91,7 +99,7 @@ def write_page(reports: Reports, path: str | os.PathLike[str], metric: str | Non
         errors=errors(lines(reports)),
         matrices=matrices(reports, metric),
         figures=_figures(reports, metric),
-        adds=[(report, part) for report in reports if (part := adds(report, metric))],
+        adds=[(line.label, part) for line in lines(reports) if (part := adds(line, metric))],
         tables=every_number(lines(reports)),
         reasons=reasons(reports),
         patterns=patterns(reports),
@@ -137,12 +145,13 @@ def _figures(reports: Reports, metric: str) -> dict[str, Any]:
             label = f"{metric_name(metric)} over the {meaning}"
             drawn = _svg(rate_figure(reports, metric, kind), f"rate-{kind}", label)
             found["rates"].append((label, drawn))
-    if all(adds(report, metric) for report in reports):
+    if all(adds(line, metric) for line in lines(reports)):
         drawn = contributions_figure(reports, metric)
         found["adds"] = _svg(drawn, "adds", "What each modality adds, as bars")
     if any(one.calibration for one in reports[0].scores if one.condition.kind == "subset"):
         drawn = calibration_figure(reports)
-        found["calibration"] = _svg(drawn, "calibration", "Accuracy over confidence by subset")
+        across, up = calibration_axes(reports[0].target)
+        found["calibration"] = _svg(drawn, "calibration", f"{up} over {across} by subset")
     for i, report in enumerate(reports):
         if projection := report.diagnostics.get("projection"):
             label = f"Observed and synthesised vectors of {report.method}"

@@ -60,7 +60,7 @@ def plan(
             f"rates hold {twice[0]} twice: a condition has one entry a seed. Pass it once, with "
             "more seeds."
         )
-    size = len(cause)
+    size, rates = len(cause), [float(rate) for rate in rates]  # 0 is 0.0
 
     def fixed(kind: str, name: str, row: Sequence[bool]) -> tuple[Condition, PatternSet]:
         present = torch.tensor(row).expand(size, -1)
@@ -105,7 +105,7 @@ def cannot(kind: str, rate: float, num_modalities: int) -> str | None:
         return None
     most = (num_modalities - 1) / num_modalities if kind == "slot_rate" else num_modalities > 1
     if rate > most or (kind == "per_modality" and rate == 1):
-        return f"{kind} {rate}: each case keeps one of its {num_modalities} modalities"
+        return f"{kind} {float(rate)}: each case keeps one of its {num_modalities} modalities"
     return None
 
 

@@ -51,12 +51,15 @@ class Scores:
         undefined: Metric to the reason why it has no value.
         realised: ``sample_rate`` and ``slot_rate`` as they came out among the cases scored.
         sha256: Of the patterns drawn.
-        calibration: Mean confidence, accuracy and count of each bin that holds something.
+        calibration: Mean confidence, accuracy and count of each bin that holds something; of a
+            binary or multilabel target mean probability and frequency of the label, and count.
         probabilities: Of the cases, or predictions for a regression; None if not kept.
         labels: Of the cases; None if not kept.
         case_ids: Which cases were scored; None if not kept.
         dropped: Metric to the number of resamples in which it was undefined.
         threshold: Above it a probability was a yes, for a binary or multilabel target.
+        model: Seed that stands for the model, the same in all scores of one model under several
+            seeds of the patterns; None for a model of each seed.
 
     Shape:
         - ``probabilities``: ``(B, Y)``; ``labels``: ``(B,)`` or ``(B, Y)``; ``case_ids``: ``(B,)``
@@ -80,6 +83,7 @@ class Scores:
     case_ids: np.ndarray | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     threshold: float = 0.5
+    model: int | None = None
 
 
 @dataclass(frozen=True)

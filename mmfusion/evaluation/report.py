@@ -3,12 +3,13 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmfusion.evaluation.numbers import fixed
 from mmfusion.evaluation.records import Condition, Estimate, Scores
 from mmfusion.evaluation.scores import higher_is_better
 from mmfusion.evaluation.storage import decode, encode, write_whole
@@ -118,22 +119,22 @@ class MissingnessReport:
 
     def table(self) -> str:
         """Lay everything out as plain text, with reasons and realised rates below."""
-        several = len({one.seed for one in self.scores}) > 1
+        several, main = len({one.seed for one in self.scores}) > 1, self.metrics[0]
         what = "mean (sd) over seeds" if several else "value [95 % interval]"
         rows = [["what is present", "cases", *self.metrics]]
         for one in self.conditions():
             cases = sorted({s.cases for s in self.scores if s.condition == one})
             count = str(cases[0]) if len(cases) == 1 else f"{cases[0]}-{cases[-1]}"
-            cells = [_cell(self.estimate(one, metric), several) for metric in self.metrics]
+            cells = [_cell(self.estimate(one, metric), several, metric) for metric in self.metrics]
             rows.append([one.label, count, *cells])
         lines = [f"{self.method}, {self.target}: {what}", *align(rows)]
         lines += [
-            f"area under {kind}: {self.metrics[0]} {self.area(kind):.3f}"
+            f"area under {kind}: {main} {fixed(self.area(kind), main)}"
             for kind in ("per_modality", "sample_rate", "slot_rate")
             if len({one.rate for one in self.conditions(kind)}) > 1
         ]
         lines += [
-            f"more did worse: {small} -> {large}, {self.metrics[0]} by {loss:.3f}"
+            f"more did worse: {small} -> {large}, {main} by {fixed(loss, main)}"
             for small, large, loss in self.violations()
         ]
         for found in self.scores:
@@ -161,7 +162,7 @@ class MissingnessReport:
         Raises:
             ValueError: If the file is of another format, or not such a file.
         """
-        return cls(**decode(Path(path).read_text(encoding="utf-8"), path))
+        return cls(**decode(Path(path).read_bytes(), path))
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw subsets, rate curves and calibration as one image; its suffix is the format."""
@@ -210,9 +211,8 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _cell(found: Estimate, several: bool) -> str:
+def _cell(found: Estimate, several: bool, metric: str) -> str:
+    mean, sd, low, high = (fixed(value, metric) for value in astuple(found)[:4])
     if several:
-        return f"{found.mean:.3f} ({found.sd:.3f})"
-    if math.isnan(found.low):
-        return f"{found.mean:.3f}"
-    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+        return f"{mean} ({sd})"
+    return mean if math.isnan(found.low) else f"{mean} [{low}, {high}]"

@@ -100,6 +100,10 @@ def evaluate(
     models = list(model) if isinstance(model, Sequence) else [model]
     seeds = list(range(len(models)) if seeds is None else seeds)
     target, metrics = _check(models, seeds, target, metrics, validation)
+    if num_bootstrap < 0:
+        raise ValueError(
+            f"num_bootstrap={num_bootstrap}: it is a number of resamples. Pass 0 for no interval."
+        )
     cases = collect(data, getattr(models[0], "names", None), gather)
     cause = _cause(cases.labels, target)
     planned = [
@@ -124,7 +128,7 @@ def evaluate(
         answered = logits(models, validation, held, everything, gather)
         thresholds = [youden(scorer.probabilities(one), held.labels) for one in answered]
     scores = [
-        scorer(condition, seed, patterns, answer, thresholds[which])
+        scorer(condition, seed, patterns, answer, thresholds[which], seeds[which])
         for (which, seed, condition, patterns), answer in zip(planned, answers, strict=True)
     ]
     left_out = [cannot(kind, rate, len(cases.names)) for kind in kinds for rate in rates]
@@ -209,6 +213,7 @@ class _Scorer:
         patterns: PatternSet,
         answer: np.ndarray,
         threshold: float,
+        model: int,
     ) -> Scores:
         cases, drawn = self.cases, patterns.present
         seen = cases.present & drawn
@@ -248,6 +253,7 @@ class _Scorer:
             case_ids=cases.ids[rows],
             dropped=dropped,
             threshold=threshold,
+            model=model,
         )
 
     def probabilities(self, answer: np.ndarray) -> np.ndarray:

@@ -62,8 +62,9 @@ def bootstrap(
 ) -> tuple[dict[str, tuple[float, float]], dict[str, int]]:
     """Find the 95 % percentile interval of each metric over cases.
 
-    Resamples in which a metric is undefined are dropped and counted: without a rare class there is
-    no macro AUC. If more than half are, the interval is NaN.
+    Resampling makes the bins of ``ece`` noisier, and so raises it: its percentiles are reflected at
+    its value, which the interval holds. Resamples in which a metric is undefined are dropped and
+    counted: without a rare class there is no macro AUC. If more than half are, the interval is NaN.
 
     Args:
         probabilities: As for ``score``, and so are the next four and ``threshold``.
@@ -89,10 +90,15 @@ def bootstrap(
         measure(probabilities, labels, weights[:, ids], metrics, target, classes, threshold)
         for weights in resample(int(ids.max(initial=-1)) + 1, num_resamples, seed)
     ]
+    whole = np.ones((1, len(labels)))
+    asked = (metrics, target, classes, threshold)
     intervals, dropped = {}, {}
     for metric in metrics:
         values = np.concatenate([one[metric] for one in found]) if found else np.zeros(0)
         low, high = _interval(values)
+        if metric == "ece" and not math.isnan(low):
+            [value] = measure(probabilities, labels, whole, *asked)[metric]
+            low, high = max(0.0, min(value, 2 * value - high)), max(value, 2 * value - low)
         intervals[metric] = low, high
         dropped[metric] = int(np.isnan(values).sum())
     return intervals, dropped

@@ -59,7 +59,7 @@ def encode(report: Any, left_out: Collection[str] = ()) -> str:
     return head + ',\n "scores": [\n' + ",\n".join(rows) + "\n ]\n}\n"
 
 
-def decode(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+def decode(text: str | bytes, path: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields of a report that ``encode`` wrote to ``path``.
 
     Raises:
@@ -78,6 +78,8 @@ def decode(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
             content = {key: content[key] for key in KEYS}
             content["scores"] = [_scores(row, content["target"]) for row in content["scores"]]
             for key in ("names", "classes", "metrics"):
+                if not isinstance(content[key], list):
+                    raise TypeError(f"{key} is {content[key]!r}, not a list")
                 content[key] = tuple(content[key])
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(

@@ -12,9 +12,9 @@ from mmfusion.evaluation.lines import (
     condition_name,
     lines,
     metric_name,
-    shown,
     subset_name,
 )
+from mmfusion.evaluation.numbers import shown
 from mmfusion.evaluation.report import Condition, MissingnessReport
 from mmfusion.evaluation.scores import higher_is_better
 
@@ -40,7 +40,8 @@ def shown_chance(value: float) -> str:
 def miscalibration(report: MissingnessReport, condition: Condition) -> tuple[float, float]:
     """Mean distance of confidence from accuracy over bins, and by how much it is too high.
 
-    Averaged over seeds; NaN without a calibration.
+    Of a binary or multilabel target, of the label's probability from its frequency. Averaged over
+    seeds; NaN without a calibration.
     """
     scores = [one for one in report.scores if one.condition == condition and one.calibration]
     found = []
@@ -99,14 +100,17 @@ def _whole(
 ) -> None:
     found, name = line.report.estimate(whole, metric), metric_name(metric)
     if math.isnan(found.mean):
+        said.append(f"With every modality present {line.label} has no {name}.")
         return
     known = not math.isnan(found.low)
-    between = f"{shown(found.low)} to {shown(found.high)}"
-    tiles.append(("All present", shown(found.mean), f"{name}, {between}" if known else name))
+    between = f"{shown(found.low, metric)} to {shown(found.high, metric)}"
+    tiles.append(
+        ("All present", shown(found.mean, metric), f"{name}, {between}" if known else name)
+    )
     aim = "" if higher_is_better(metric) else " (lower is better)"
     interval = f", 95 % interval {between}" if known else ""
     said.append(
-        f"With every modality present {line.label} scores {shown(found.mean)} in "
+        f"With every modality present {line.label} scores {shown(found.mean, metric)} in "
         f"{name}{aim}{interval}."
     )
 
@@ -135,9 +139,10 @@ def _absences(
     costs.sort(key=lambda one: -one[0])
     cost, name, value = costs[0]
     if cost > 0:
-        tiles.append(("Most needed", name, f"without it {shown(value)}"))
+        tiles.append(("Most needed", name, f"without it {shown(value, metric)}"))
     parts = [
-        f"without {name} {shown(value)}, {'a loss' if cost > 0 else 'a gain'} of {shown(abs(cost))}"
+        f"without {name} {shown(value, metric)}, {'a loss' if cost > 0 else 'a gain'} of "
+        f"{shown(abs(cost), metric)}"
         for cost, name, value in costs[:3]
     ]
     rest = f" The other {len(costs) - 3} cost no more." if len(costs) > 3 else ""
@@ -151,28 +156,41 @@ def _absences(
 
 def _steps(line: Line, metric: str, said: list[str]) -> None:
     """Whether more modalities ever hurt."""
-    if len(line.conditions("subset")) < 2:
+    report, subsets = line.alone(), line.conditions("subset")
+    if len(subsets) < 2:
         return
-    worse = line.report.violations(metric)
+    known = [
+        set(np.flatnonzero(one.pattern or ()).tolist())
+        for one in subsets
+        if not math.isnan(report.estimate(one, metric).mean)
+    ]
+    if not any(small < large for small in known for large in known):
+        said.append("Whether more modalities do worse is not known: too few subsets have a score.")
+        return
+    worse = report.violations(metric)
     if not worse:
         said.append("More modalities never did worse.")
         return
-    read = {one.name: condition_name(line.report, one) for one in line.conditions("subset")}
+    read = {one.label: condition_name(report, one) for one in subsets}
     small, large, loss = worse[0]
     times = "once" if len(worse) == 1 else f"{len(worse)} times"
     said.append(
         f"More modalities did worse {times}; most from {read[small]} to {read[large]}, by "
-        f"{shown(loss)}."
+        f"{shown(loss, metric)}."
     )
 
 
 def _rates(line: Line, metric: str, tiles: list[tuple[str, str, str]], said: list[str]) -> None:
     """The middle rate of the first kind of rates, if there is one."""
     for kind, meaning in RATE_KINDS.items():
-        found = [one for one in line.conditions(kind) if one.rate]
+        found = [
+            one
+            for one in line.conditions(kind)
+            if one.rate and not math.isnan(line.report.estimate(one, metric).mean)
+        ]
         if found:
             one = min(found, key=lambda one: abs((one.rate or 0) - 0.5))
-            value = shown(line.report.estimate(one, metric).mean)
+            value = shown(line.report.estimate(one, metric).mean, metric)
             rows = [row for row in line.report.scores if row.condition == one]
             rate = sum(row.realised.get("slot_rate", math.nan) for row in rows) / len(rows)
             share = "" if math.isnan(rate) else f" ({100 * rate:.0f} % of all entries in fact)"
@@ -191,15 +209,17 @@ def _calibration(line: Line, tiles: list[tuple[str, str, str]], said: list[str])
     if not found:
         return
     error, excess, name = found[0]
-    leaning = "too sure" if excess > 0 else "too cautious"
-    tiles.append(("Confidence off by", f"{100 * error:.1f} points", f"on average, with {name}"))
+    what, leanings = "Probability", ("too low", "too high")
+    if line.report.target == "multiclass":
+        what, leanings = "Confidence", ("too cautious", "too sure")
+    tiles.append((f"{what} off by", f"{100 * error:.1f} points", f"on average, with {name}"))
     said.append(
-        f"Its confidence is off by {100 * error:.1f} percentage points on average with {name}, on "
-        f"the whole {leaning} by {100 * abs(excess):.1f}."
+        f"Its {what.lower()} is off by {100 * error:.1f} percentage points on average with {name}, "
+        f"on the whole {leanings[excess > 0]} by {100 * abs(excess):.1f}."
     )
     worst, _, where = max(found)
     if worst > error:
-        said.append(f"Its confidence is worst with {where}: off by {100 * worst:.1f} points.")
+        said.append(f"Its {what.lower()} is worst with {where}: off by {100 * worst:.1f} points.")
 
 
 def _guesses(line: Line, said: list[str]) -> None:
@@ -227,5 +247,5 @@ def _places(line: Line, ranking: Comparison, said: list[str]) -> None:
     sure = "" if math.isnan(one.adjusted) else f" (p {shown_chance(one.adjusted)})"
     said.append(
         f"Of {len(ranking.ranked)} methods it ranks {place + 1}; {first} leads {other} by "
-        f"{shown(abs(one.difference))}{sure}."
+        f"{shown(abs(one.difference), ranking.metric)}{sure}."
     )

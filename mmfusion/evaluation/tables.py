@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from mmfusion.evaluation.contributions import CHANCE, contributions, subset_values
+from mmfusion.evaluation.contributions import contributions, losses, shares_known
 from mmfusion.evaluation.lines import (
     RATE_KINDS,
     Line,
     condition_name,
     lines,
     metric_name,
-    shown,
     subset_name,
 )
+from mmfusion.evaluation.numbers import shown
 from mmfusion.evaluation.report import Condition, MissingnessReport
 from mmfusion.evaluation.scores import higher_is_better
 from mmfusion.evaluation.summary import miscalibration
@@ -33,7 +34,7 @@ Cells = list[tuple[str, float | None]]
 
 
 def _levels(
-    values: Sequence[Sequence[float]], higher: bool, text: Callable[[float], str] = shown
+    values: Sequence[Sequence[float]], higher: bool, text: Callable[[float], str]
 ) -> list[Cells]:
     """Each value as printed, and how good it is within the table: 0 the worst, 1 the best."""
     known = [value for row in values for value in row if not math.isnan(value)]
@@ -54,6 +55,7 @@ def heat(columns: Sequence[Line], metric: str) -> list[dict[str, Any]]:
         columns,
         lambda line, one: line.report.estimate(one, metric).mean,
         higher_is_better(metric),
+        partial(shown, metric=metric),
     )
 
 
@@ -72,7 +74,7 @@ def _by_subset(
     columns: Sequence[Line],
     value: Callable[[Line, Condition], float],
     higher: bool,
-    text: Callable[[float], str] = shown,
+    text: Callable[[float], str],
 ) -> list[dict[str, Any]]:
     patterns = [one.pattern for one in columns[0].conditions("subset") if one.pattern]
     values = [
@@ -92,15 +94,17 @@ def matrices(reports: Reports, metric: str) -> list[dict[str, Any]]:
     for report in reports:
         own = lines([report])
         for kind, meaning in RATE_KINDS.items():
-            rates = list(dict.fromkeys(one.rate for one in report.conditions(kind)))
+            rates = sorted({one.rate for one in report.conditions(kind) if one.rate is not None})
             if len(own) < 2 or not rates:
                 continue
-            values = [
-                [report.estimate(one, metric).mean for one in line.conditions(kind)] for line in own
+            scored = [
+                {one.rate: report.estimate(one, metric).mean for one in line.conditions(kind)}
+                for line in own
             ]
+            values = [[of.get(rate, math.nan) for rate in rates] for of in scored]
             rows = zip(
                 [line.train_rate for line in own],
-                _levels(values, higher_is_better(metric)),
+                _levels(values, higher_is_better(metric), partial(shown, metric=metric)),
                 strict=True,
             )
             found.append(
@@ -109,18 +113,17 @@ def matrices(reports: Reports, metric: str) -> list[dict[str, Any]]:
     return found
 
 
-def adds(report: MissingnessReport, metric: str) -> list[tuple[str, float, float]]:
+def adds(line: Line, metric: str) -> list[tuple[str, float, float]]:
     """Modality, what is lost without it, and its Shapley value (NaN where it is not known)."""
-    sign = 1 if higher_is_better(metric) else -1
-    value = subset_values(report, metric)
-    value[0] = CHANCE.get(metric, math.nan)
-    lost = {name: value[-1] - value[-1 - (1 << i)] for i, name in enumerate(report.names)}
-    if all(map(math.isnan, lost.values())):
+    report, sign = line.alone(), 1 if higher_is_better(metric) else -1
+    lost = losses(report, metric)
+    if all(map(math.isnan, lost)):
         return []
-    known = not any(map(math.isnan, value))
-    parts = contributions(report, metric) if known else {}
-    shapley = {name: parts[name]["shapley"] if known else math.nan for name in report.names}
-    return [(name, sign * float(lost[name]), sign * shapley[name]) for name in report.names]
+    parts = contributions(report, metric) if shares_known(report, metric) else {}
+    return [
+        (name, sign * loss, sign * parts[name]["shapley"] if parts else math.nan)
+        for name, loss in zip(report.names, lost, strict=True)
+    ]
 
 
 def every_number(columns: Sequence[Line]) -> list[dict[str, Any]]:

@@ -27,8 +27,8 @@ class AppendedCsv:
         done: Rows that are there, whole chunks of them (the last may be shorter).
 
     Raises:
-        ValueError: If ``path`` is there, and hangs on something else or on nobody knows what, or
-            the JSON file is somebody else's.
+        ValueError: If ``path`` is there, and hangs on something else or on nobody knows what, the
+            JSON file is somebody else's, or both have one name.
 
     Example:
         >>> import tempfile
@@ -46,6 +46,11 @@ class AppendedCsv:
     ) -> None:
         self.path, self.done = path, 0
         beside = path.with_suffix(".json")
+        if beside == path:
+            raise ValueError(
+                f"{path}: rows are a CSV, and what they hang on is a JSON file of that very name. "
+                f"Pass {path.with_suffix('.csv')}."
+            )
         if path.exists():
             self._compare(beside, json.loads(json.dumps(about)))
             self.done = self._whole_rows(chunk, int(about["rows"]))

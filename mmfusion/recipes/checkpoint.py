@@ -108,7 +108,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except Exception as error:  # whatever a damaged file upsets
         raise ValueError(
             f"{path} cannot be read ({error}): a checkpoint is a safetensors file written by "
-            "mmfusion.recipes. Remove it, or start without resume."
+            "mmfusion.recipes. Restore it, or remove it and start without resume."
         ) from error
 
 

@@ -18,8 +18,10 @@ from mmfusion.recipes import checkpoint
 from mmfusion.recipes.batches import seeded
 from mmfusion.recipes.crossfit import crossfit, folds
 from mmfusion.recipes.features import FeatureScaler, as_tensors, columns_of, read
+from mmfusion.recipes.given_rows import group_numbers, refuse_other_order, refuse_overflow
 from mmfusion.recipes.member_training import train
 from mmfusion.recipes.members import Features, Member, Rows, build
+from mmfusion.recipes.settings import check_settings
 
 
 class RowExplanation(NamedTuple):
@@ -101,11 +103,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _fit(self, inputs: Mapping[str, Any], y: Any, present: Any, groups: Any) -> None:
-        if self.num_members < 2:
-            raise ValueError(
-                f"num_members={self.num_members}: each member is judged on rows that it left out, "
-                "so there are two or more. Pass at least 2."
-            )
+        check_settings(self.get_params(deep=False))
         values = as_tensors(inputs, tuple(inputs))
         self.widths_ = {n: x.shape[1] for n, x in values.items() if x is not None}
         self.columns_ = columns_of(inputs)
@@ -119,6 +117,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
                 f"inputs[{lacking!r}] is None: a modality without a single row cannot be learned. "
                 "Leave it out of fit."
             )
+        refuse_other_order(inputs, y=y, present=present, groups=groups)
         tensors, seen = self._read(inputs, present)
         labels = self._encode_targets(y)
         if not len(labels) == len(seen) >= 2 * self.num_members:
@@ -128,7 +127,7 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
                 "targets as rows, or lower num_members."
             )
         self.scaler_ = FeatureScaler(self.widths_, self.num_components).fit(tensors, seen)
-        numbers = None if groups is None else np.unique(groups, return_inverse=True)[1]
+        numbers = None if groups is None else group_numbers(groups, len(seen))
         rows = Rows(self._features(tensors), seen, labels, numbers)
         seed = self._seed()
         self.params_ = self.get_params(deep=False) | {"random_state": seed}
@@ -197,11 +196,13 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
     def _over_members(self, inputs: Mapping[str, Any], present: Any, ask: Any) -> list[Tensor]:
         """What each member answers, on the CPU."""
         check_is_fitted(self, "members_")
+        refuse_other_order(inputs, present=present)
         tensors, seen = self._read(inputs, present)
         features, answers = self._features(tensors), []
         for member in self.members_:
             move = functools.partial(Tensor.to, device=member.weights.device)
             answers.append(ask(member, features.each(move), move(seen)).cpu())
+            refuse_overflow(answers[-1], features.columns)
         return answers
 
     def _predicted(self, inputs: Mapping[str, Any], present: Any) -> np.ndarray:
@@ -261,7 +262,8 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         """Write everything to one safetensors file, whole or not at all; ``load`` reads it.
 
         Raises:
-            ValueError: If ``options`` holds a module: a file keeps plain values.
+            ValueError: If ``options`` holds a module (a file keeps plain values), or ``path`` is no
+                file in a folder that exists.
         """
         check_is_fitted(self, "members_")
         for name, option in (self.params_["options"] or {}).items():
@@ -273,16 +275,19 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
         about = {name: getattr(self, name) for name in ("columns_", *self._KEPT)}
         params = {n: x.item() if isinstance(x, np.generic) else x for n, x in self.params_.items()}
         about |= {"class": type(self).__name__, "params": params}
-        checkpoint.save(Path(path), self._parts().state_dict(), about)
+        checkpoint.save(_file(path), self._parts().state_dict(), about)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """A fitted estimator from what ``save`` wrote.
 
         Raises:
-            ValueError: If the file holds something else.
+            ValueError: If the file is not there, or holds something else.
         """
-        tensors, about = checkpoint.load(Path(path))
+        path = _file(path)
+        if not path.exists():
+            raise ValueError(f"{path} is not there: load reads what save wrote. Correct the path.")
+        tensors, about = checkpoint.load(path)
         if about.get("class") != cls.__name__:
             raise ValueError(
                 f"{path} holds a {about.get('class', 'training state')}: {cls.__name__}.load reads "
@@ -302,3 +307,14 @@ class Ensemble(BaseEstimator):  # type: ignore[misc]
     def _parts(self) -> nn.Module:
         """All that was fitted."""
         return nn.ModuleDict({"scaler": self.scaler_, "members": nn.ModuleList(self.members_)})
+
+
+def _file(path: str | Path) -> Path:
+    """Where a file can be; ``~`` is the home of the user."""
+    found = Path(path).expanduser()
+    if not found.name or found.is_dir() or not found.parent.is_dir():
+        raise ValueError(
+            f"path={str(path)!r}: it is a file, in a folder that exists. Pass one such as "
+            "model.safetensors, or make the folder."
+        )
+    return found

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from mmfusion.recipes.ensemble import Ensemble, RowExplanation
 from mmfusion.recipes.members import METHODS
+from mmfusion.recipes.targets import class_targets, number_targets
 
 __all__ = ["METHODS", "CMMLClassifier", "CMMLRegressor", "RowExplanation"]
 
@@ -56,8 +56,9 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
         - ``predict_proba``: ``(rows, classes)``
 
     Raises:
-        ValueError: On inputs that ``presence.normalise`` refuses, an unknown method, fewer than two
-            classes, fewer rows than twice ``num_members``, or fewer groups than ``num_members``.
+        ValueError: On inputs that ``presence.normalise`` refuses, an unknown method, settings out
+            of their range, fewer than two classes, fewer rows than twice ``num_members``, fewer
+            groups than ``num_members``, or numbers too large to answer with a number.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -83,23 +84,11 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
         return np.asarray(self.labels_)
 
     def _encode_targets(self, y: Any) -> Tensor:
-        if missing := int(pd.isna(np.asarray(y, dtype=object)).sum()):
-            raise ValueError(
-                f"y lacks {missing} labels: a classifier learns from known classes. Drop those "
-                "rows."
-            )
-        y = np.asarray(y)
-        if y.ndim == 2 and y.shape[1] == 1:  # a column is one class per row
-            y = y[:, 0]
+        y = class_targets(y)
         if y.ndim == 2:
-            if not np.isin(y, (0, 1)).all():
-                raise ValueError(
-                    f"y of shape {y.shape} holds {y[~np.isin(y, (0, 1))][0]}: several labels per "
-                    "row are 0 or 1 each. Encode them so, or pass one class per row."
-                )
             self.target_, self.labels_ = "multilabel", list(range(y.shape[1]))
             self.num_outputs_ = y.shape[1]
-            return torch.from_numpy(y.astype(np.float32))
+            return torch.from_numpy(y)
         classes, numbers = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(
@@ -120,9 +109,12 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
             return (probabilities >= 0.5).astype(int)
         return self.classes_[probabilities.argmax(1)]
 
-    def score(self, inputs: Mapping[str, Any], y: Any, present: Any = None) -> float:
+    def score(
+        self, inputs: Mapping[str, Any], y: Any, present: Any = None, sample_weight: Any = None
+    ) -> float:
         """Accuracy; for multi-label targets of whole rows, as in scikit-learn."""
-        return float(accuracy_score(y, self.predict(inputs, present)))
+        answers = self.predict(inputs, present)
+        return float(accuracy_score(y, answers, sample_weight=sample_weight))
 
 
 class CMMLRegressor(RegressorMixin, Ensemble):  # type: ignore[misc]
@@ -152,12 +144,7 @@ class CMMLRegressor(RegressorMixin, Ensemble):  # type: ignore[misc]
     )
 
     def _encode_targets(self, y: Any) -> Tensor:
-        y = np.asarray(y, dtype=float)
-        if not np.isfinite(y).all():
-            raise ValueError(
-                f"y holds {int((~np.isfinite(y)).sum())} NaN or Inf: targets are finite numbers. "
-                "Drop those rows."
-            )
+        y = number_targets(y)
         self.flat_ = y.ndim == 1
         y = y.reshape(len(y), -1)
         self.target_, self.num_outputs_ = "regression", y.shape[1]
@@ -170,6 +157,8 @@ class CMMLRegressor(RegressorMixin, Ensemble):  # type: ignore[misc]
         values = self._predicted(inputs, present) * self.y_scale_ + self.y_mean_
         return values[:, 0] if self.flat_ else values
 
-    def score(self, inputs: Mapping[str, Any], y: Any, present: Any = None) -> float:
+    def score(
+        self, inputs: Mapping[str, Any], y: Any, present: Any = None, sample_weight: Any = None
+    ) -> float:
         """R2."""
-        return float(r2_score(y, self.predict(inputs, present)))
+        return float(r2_score(y, self.predict(inputs, present), sample_weight=sample_weight))

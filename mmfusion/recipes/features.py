@@ -1,6 +1,7 @@
 """Feature vectors to what a fusion model likes: standardised, and narrow where they were wide."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from mmfusion.presence import normalise
+from mmfusion.recipes.given_rows import refuse_huge
 
 
 class FeatureScaler(nn.Module):
@@ -98,23 +100,24 @@ def as_tensors(inputs: Mapping[str, object], names: Sequence[str]) -> dict[str, 
     """Arrays, frames and tensors as float64 tensors ``(B, F)``; None stays.
 
     Raises:
-        ValueError: If a modality is not two-dimensional.
+        ValueError: If inputs are no mapping, or a modality is not a table of real numbers.
 
     Example:
         >>> as_tensors({"lab": [[1, 2]], "photo": None}, ("lab", "photo"))
         {'lab': tensor([[1., 2.]], dtype=torch.float64), 'photo': None}
     """
+    if not isinstance(inputs, Mapping):
+        raise ValueError(
+            f"inputs is a {type(inputs).__name__}: modalities have names. Pass a dict, such as "
+            '{"lab": array}.'
+        )
     tensors: dict[str, Tensor | None] = {}
     for name in [*names, *(name for name in inputs if name not in names)]:
         value = inputs.get(name)
         if value is None:
             tensors[name] = None
             continue
-        tensor = (
-            value.detach().cpu().double()
-            if isinstance(value, Tensor)
-            else torch.from_numpy(np.array(value, dtype=float, order="C"))
-        )
+        tensor = _numbers(name, value)
         if tensor.ndim != 2:
             raise ValueError(
                 f"inputs[{name!r}] has shape {tuple(tensor.shape)}: a modality is (rows, "
@@ -122,6 +125,32 @@ def as_tensors(inputs: Mapping[str, object], names: Sequence[str]) -> dict[str, 
             )
         tensors[name] = tensor
     return tensors
+
+
+def _numbers(name: str, value: Any) -> Tensor:
+    """As float64, unless something would be lost or made up."""
+    if hasattr(value, "toarray"):
+        raise ValueError(
+            f"inputs[{name!r}] is a sparse {type(value).__name__}: modalities are dense. Pass "
+            f"inputs[{name!r}].toarray()."
+        )
+    if isinstance(value, Tensor):
+        kind, first = "c" if value.is_complex() else "f", value.flatten()[:1].tolist()
+    else:
+        array = np.asarray(value)
+        kind, first = array.dtype.kind, array.flatten()[:1].tolist()
+    why: object = f"such as {first}"
+    if kind in "biufO":
+        try:
+            if isinstance(value, Tensor):
+                return value.detach().cpu().double()
+            return torch.from_numpy(np.array(value, dtype=float, order="C"))
+        except (TypeError, ValueError) as error:
+            why = error
+    raise ValueError(
+        f"inputs[{name!r}] does not hold real numbers ({why}): a modality is a table of them. "
+        "Encode it first, such as by sklearn.preprocessing.OneHotEncoder, or drop that column."
+    ) from None
 
 
 def columns_of(inputs: Mapping[str, object]) -> dict[str, list[str]]:
@@ -152,23 +181,27 @@ def read(
     Raises:
         ValueError: If frames have other columns, a row has gaps, or ``normalise`` refuses.
     """
+    names = tuple(widths)
+    tensors = as_tensors(inputs, names)
     for name, found in columns_of(inputs).items():
         if found != (known := columns.get(name, found)):
             raise ValueError(
                 f"inputs[{name!r}] has the columns {found}, in fit they were {known}: they are "
                 "told apart by their place. Pass the same, in that order."
             )
-    names = tuple(widths)
-    tensors, table = as_tensors(inputs, names), present_table(present, names)
+    table = present_table(present, names)
     refuse_gaps(tensors, table)
-    return normalise(tensors, names, table, {name: (width,) for name, width in widths.items()})
+    shapes = {name: (width,) for name, width in widths.items()}
+    numbers, seen = normalise(tensors, names, table, shapes)
+    refuse_huge(numbers)
+    return numbers, seen
 
 
 def present_table(present: object, names: Sequence[str]) -> Tensor | None:
     """What is present as ``(B, M)``; the columns of a frame are found by name.
 
     Raises:
-        ValueError: If a frame lacks a column.
+        ValueError: If a frame lacks a column, or it holds neither booleans nor numbers.
 
     Example:
         >>> import pandas
@@ -185,7 +218,13 @@ def present_table(present: object, names: Sequence[str]) -> Tensor | None:
                 "each modality, of its name. Name them so, or pass an array in the order of fit."
             )
         present = present[list(names)]  # type: ignore[index]
-    return torch.from_numpy(np.array(present))
+    table = np.array(present)
+    if table.dtype.kind not in "biuf":
+        raise ValueError(
+            f"present is a {type(present).__name__} of {table.dtype}: it is (rows, modalities) of "
+            "booleans. Pass an array in the order of fit, or a frame."
+        )
+    return torch.from_numpy(table)
 
 
 def refuse_gaps(tensors: Mapping[str, Tensor | None], present: Tensor | None) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import platform
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def write_reports(reports: Sequence[MissingnessReport], folder: Path) -> None:
 
     Args:
         reports: The first is ``metrics.json`` and what the page and the image are about; another
-            is ``metrics-<method>.json``.
+            is ``metrics-<method>.json``, and a second one of that name ``...--2.json``.
         folder: Where to.
 
     Example:
@@ -125,9 +126,12 @@ def write_reports(reports: Sequence[MissingnessReport], folder: Path) -> None:
     """
     first, *others = reports
     first.to_json(folder / "metrics.json")
+    taken: Counter[str] = Counter()
     for other in others:
         name = re.sub(r"\W+", "-", other.method)
-        other.to_json(folder / f"metrics-{name}.json")
+        taken[name] += 1
+        number = f"--{taken[name]}" if taken[name] > 1 else ""  # no name has two dashes
+        other.to_json(folder / f"metrics-{name}{number}.json")
     first.plot(folder / "report.png")
     first.to_html(folder / "report.html", others)
 

@@ -59,6 +59,24 @@ def test_the_best_comes_first_and_the_worst_has_marks(target):
     assert found.conditions == ("rate 0.3", "rate 0.5")
 
 
+def test_small_errors_are_printed_with_their_digits():
+    of = data("regression")
+    of = {"inputs": {n: x * 1e-5 for n, x in of["inputs"].items()}, "labels": of["labels"] * 1e-5}
+    several = [method(name, "regression", of, metrics=["mae", "r2"]) for name in "ab"]
+    best = compare(several).ranked[0].mean
+    assert 0 < best < 1e-4
+    assert f"{best:.3g}" in compare(several).table()
+    assert f"{several[0].estimate(several[0].conditions()[0]).mean:.3g}" in several[0].table()
+
+
+def test_a_rate_is_the_same_as_whole_number():
+    several = [
+        method(name, "binary", rates=rates) for name, rates in (("a", (0, 0.5)), ("b", (0.0, 0.5)))
+    ]
+    assert several[0].conditions() == several[1].conditions()
+    compare(several)
+
+
 def test_where_less_is_better_the_lowest_comes_first():
     found = compare(reports("regression"), "mae")
     assert [one.method for one in found.ranked] == ["a", "b", "c"]
@@ -189,12 +207,35 @@ def test_reports_from_files_compare_as_before(tmp_path):
         np.testing.assert_equal(tuple(other), tuple(one))
 
 
-def test_without_predictions_the_pairs_are_seeds(tmp_path):
+def without_predictions(report, folder):
+    report.to_json(folder / "metrics.json", predictions=False)
+    return MissingnessReport.from_json(folder / "metrics.json")
+
+
+def test_without_predictions_the_patterns_of_one_model_are_no_pairs(tmp_path):
+    """They share cases and model: counted one by one, chance would pass for a difference."""
+    several = [
+        without_predictions(one, tmp_path)
+        for one in reports("multiclass", "a", "b", seeds=range(8), kinds=["per_modality"])
+    ]
+    found = compare(several)
+    assert found.test.startswith("no test: one model per method")
+    assert math.isnan(found.ranked[1].adjusted)
+    assert found.ranked[1].marks == ""
+    assert "nan" not in found.table()
+
+
+def test_without_predictions_the_pairs_are_models(tmp_path):
     """Conditions share cases and model: counted one by one, chance would pass for a difference."""
-    several = []
-    for one in reports("multiclass", "a", "b", seeds=range(7)):
-        one.to_json(tmp_path / "metrics.json", predictions=False)
-        several.append(MissingnessReport.from_json(tmp_path / "metrics.json"))
+    several = [
+        merge(
+            [
+                without_predictions(method(name, "multiclass", seeds=[seed]), tmp_path)
+                for seed in range(7)
+            ]
+        )
+        for name in "ab"
+    ]
     found = compare(several)
     assert found.test == "Wilcoxon over seeds"
     pairs = [

@@ -1,5 +1,6 @@
 """Figures: what they show, in the colours of each method, and what they leave alone."""
 
+import re
 from dataclasses import replace
 
 import matplotlib
@@ -173,6 +174,44 @@ def test_an_image_is_written(names, target, tmp_path):
         assert min(image.size) > 400
         assert len(set(image.convert("L").resize((50, 50)).tobytes())) > 5
     assert [path.name for path in tmp_path.iterdir()] == ["report.png"]
+
+
+def test_more_methods_than_colours_are_still_told_apart():
+    reports = [make_report(str(i), seeds=(0,)) for i in range(14)]
+    (curves,) = rate_figure(reports).axes
+    drawn = [bars.lines[0] for bars in curves.containers]
+    assert len({(one.get_color(), one.get_linestyle(), one.get_marker()) for one in drawn}) == 14
+    (bars,) = contributions_figure(reports).axes
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars.patches}) == 14
+
+
+def test_curves_of_many_methods_stay_at_their_rate():
+    reports = [make_report(str(i), seeds=(0,)) for i in range(14)]
+    (axes,) = rate_figure(reports).axes
+    places = np.array([bars.lines[0].get_xdata() for bars in axes.containers])
+    assert np.abs(places - [0.0, 0.3, 0.6]).max() <= 0.15 * 0.3 + 1e-9
+
+
+def test_an_image_grows_with_the_number_of_methods(tmp_path):
+    few, many = ([make_report(str(i), seeds=(0,)) for i in range(count)] for count in (2, 14))
+    for name, reports in (("few", few), ("many", many)):
+        write_figure(reports, tmp_path / f"{name}.svg")
+    sizes = [
+        [float(size) for size in re.findall(r'<svg[^>]* width="([\d.]+)pt"', text)]
+        for text in ((tmp_path / f"{name}.svg").read_text() for name in ("few", "many"))
+    ]
+    assert sizes[1][0] - sizes[0][0] >= 72 * 0.9 * 10
+
+
+def test_an_interval_beside_its_mean_has_no_whisker_on_the_far_side():
+    report = make_report(seeds=(0,))
+    for one in report.scores:
+        mean = one.values["auc_macro"]
+        one.intervals["auc_macro"] = (mean + 0.01, mean + 0.02)
+    (axes,) = rate_figure([report]).axes
+    line, _, (whiskers,) = axes.containers[0].lines
+    lows = [segment[0, 1] for segment in whiskers.get_segments()]
+    assert lows == pytest.approx(line.get_ydata())
 
 
 def test_the_suffix_is_the_format(tmp_path):

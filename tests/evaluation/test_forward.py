@@ -47,6 +47,26 @@ def test_what_contradicts_itself_is_refused():
         collect(of)
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            {"labels": torch.arange(ROWS)},
+            r"inputs\['clinic'\] has 300 rows and labels 256.*Pass as",
+        ),
+        ({"labels": torch.arange(400)}, r"inputs\['clinic'\] has 300 rows and labels 400.*Pass as"),
+        ({"sample_ids": torch.arange(299)}, r"sample_ids has 299 rows and labels 300.*Pass as"),
+        ({"present": torch.ones(9, 2).bool()}, r"present has 9 rows and labels 300.*Pass as"),
+        ({"labels": ["a"] * 300}, r"labels begin with 'a'.*numbers.*Encode them"),
+    ],
+)
+def test_parts_that_do_not_fit_the_labels_are_refused(rows, message):
+    of = data(300) | rows
+    for given in (of, [of]):
+        with pytest.raises(ValueError, match=message):
+            collect(given)
+
+
 def test_labels_are_floating_and_one_column_is_no_axis():
     of = data(3) | {"labels": torch.tensor([[2], [-100], [0]])}
     assert collect(of).labels.tolist() == [2.0, -100.0, 0.0]

@@ -5,13 +5,16 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from evaluation.made_reports import make_diagnostics, make_report
 
+from mmfusion.evaluation import Condition, merge
 from mmfusion.evaluation.page import write_page
 from mmfusion.evaluation.summary import miscalibration, summarise
+from mmfusion.evaluation.tables import matrices
 
 NASTY = ("<script>alert(1)</script>", "a & \"b' --><style>", "$x^2$ {{ 7 * 7 }}")
 MANY = tuple(f"k{i}" for i in range(12))
@@ -188,6 +191,59 @@ def test_a_metric_that_is_better_low_is_read_so():
     assert "More modalities never did worse." in said
 
 
+def test_the_summary_of_several_train_rates_speaks_of_the_first_alone():
+    good, bad = make_report(seeds=(0,), train_rates=(0.0,)), make_report(skill=-0.1, seeds=(0,))
+    scores = [replace(one, condition=replace(one.condition, train_rate=0.5)) for one in bad.scores]
+    joined = merge([good, replace(bad, scores=scores)])
+    assert "More modalities never did worse." in summarise([joined], "auc_macro")[1]
+    other = merge([replace(bad, scores=scores), good])
+    (steps,) = [one for one in summarise([other], "auc_macro")[1] if one.startswith("More")]
+    assert "did worse 9 times; most from" in steps
+    assert "trained" not in steps
+
+
+def test_rates_in_another_order_stand_below_their_headers():
+    report = make_report(rates=("slot_rate",), seeds=(0,), train_rates=(0.0, 0.5))
+    rated = [one for one in report.scores if one.condition.kind == "slot_rate"]
+    report.scores = [*rated[:3], *rated[:3:-1]]  # of the second, 0.6 and 0.3
+    (found,) = matrices([report], "auc_macro")
+    assert found["rates"] == [0.0, 0.3, 0.6]
+    assert [[text for text, _ in cells] for _, cells in found["rows"]] == [
+        ["0.900", "0.780", "0.660"],
+        ["-", "0.780", "0.660"],
+    ]
+
+
+def test_what_modalities_add_is_shown_for_each_train_rate(tmp_path):
+    report = make_report(rates=(), seeds=(0,), train_rates=(0.0, 0.5))
+    for one in report.scores:
+        if one.condition.train_rate == 0.5:
+            one.values["auc_macro"] = 0.5 + (one.values["auc_macro"] - 0.5) / 2
+    words = text_of([report], tmp_path)
+    assert "clinic CMML (trained at 0) 0.190 0.190" in words
+    assert "clinic CMML (trained at 0.5) 0.095 0.095" in words
+
+
+def test_nothing_is_claimed_of_scores_that_are_not_known():
+    names = [one.name for one in make_report().conditions()]
+    for known in (set(), {"clinic"}, {"clinic", "derm"}):
+        report = make_report(undefined=[name for name in names if name not in known])
+        said = " ".join(summarise([report], "auc_macro")[1])
+        assert "With every modality present CMML has no AUC (macro)." in said
+        assert "Whether more modalities do worse is not known" in said
+        assert "never did worse" not in said
+        assert "scores -" not in said
+
+
+def test_a_page_of_very_many_modalities_is_written(tmp_path):
+    made = make_report(rates=(), seeds=(0,))
+    patterns = [tuple(k != gone for k in range(40)) for gone in (None, *range(40))]
+    conditions = [Condition("subset", str(i), pattern=row) for i, row in enumerate(patterns)]
+    scores = [replace(made.scores[0], condition=one) for one in conditions]
+    report = replace(made, names=tuple(f"k{i}" for i in range(40)), scores=scores)
+    assert "loss without it" in text_of([report], tmp_path)
+
+
 def test_guesses_are_compared_with_both_rivals():
     _, said = summarise([make_report(diagnostics=make_diagnostics())], "auc_macro")
     found = [one for one in said if one.startswith("Its guesses")]
@@ -204,6 +260,28 @@ def test_confidence_is_off_by_the_mean_distance():
     error, excess = miscalibration(report, report.conditions("subset")[0])
     assert error == pytest.approx((0.05 * 10 + 0.05 * 20 + 0.1 * 10) / 40)
     assert excess == pytest.approx((-0.05 * 10 + 0.05 * 20 + 0.1 * 10) / 40)
+
+
+def test_calibration_of_a_label_is_of_its_probability_and_not_of_decisions(tmp_path):
+    """A label given 1 % that holds in 30 % of cases: not cautious, but far too low."""
+    report = replace(small_report(), target="binary", classes=("no", "yes"))
+    scores = [replace(one, calibration=((0.01, 0.3, 40),)) for one in report.scores]
+    words = text_of([replace(report, scores=scores)], tmp_path)
+    assert "Its probability is off by 29.0 percentage points on average" in words
+    assert "on the whole too low by 29.0." in words
+    assert "given yes with a probability of 80 %, 80 % are so" in words
+    assert "Observed frequency over predicted probability" in words
+    assert not re.search("confidence|too sure|too cautious|[Aa]ccuracy over", words)
+    assert "80 % confidence, 80 % are right" in text_of([small_report()], tmp_path)
+
+
+def test_methods_that_cannot_be_tested_are_ranked_and_it_says_why(tmp_path):
+    reports = [small_report(), small_report("LateFusion", skill=0.3)]
+    for report in reports:
+        report.scores = [replace(one, model=0) for one in report.scores]
+    words = text_of(reports, tmp_path)
+    assert "No test: one model per method, whose patterns are no replicates of it." in words
+    assert "adjusted by Holm" not in words
 
 
 @pytest.mark.parametrize(

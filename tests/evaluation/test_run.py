@@ -94,7 +94,7 @@ def test_defaults_have_a_value_and_an_interval(target):
         assert tuple(one.values) == tuple(one.intervals) == report.metrics
         for metric, value in one.values.items():
             low, high = one.intervals[metric]
-            assert low <= value <= high or metric == "ece"  # which resampling biases upwards
+            assert low <= value <= high, metric
 
 
 def test_batches_are_as_the_mapping():
@@ -406,6 +406,7 @@ def test_scoring_takes_little_time_beside_the_model():
         ({"classes": {"a": "AB"}}, r"classes=\{'a': 'AB'\}.*3 logits: each logit.*Pass as many"),
         ({"target": "binary"}, r"target='binary' and 3 logits.*binary target two.*Pass as many"),
         ({"validation": data()}, r"validation with target='multiclass': a thresh.*Leave it out"),
+        ({"num_bootstrap": -5}, r"num_bootstrap=-5: .*resamples\. Pass 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, words):

@@ -73,6 +73,20 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     assert 0.88 <= held / 200 <= 0.99
 
 
+def test_the_interval_of_a_calibration_error_holds_it_and_does_not_lean_upwards():
+    random, below = np.random.default_rng(0), 0
+    for _ in range(10):  # calibrated, so the error that resampling sees is nearly all noise
+        chances = random.random((200, 1))
+        labels = (random.random(200) < chances[:, 0]).astype(int)
+        asked = (["ece"], "binary", CLASSES)
+        value = score(chances, labels, *asked)[0]["ece"]
+        low, high = bootstrap(chances, labels, *asked)[0]["ece"]
+        assert 0 <= low <= value <= high <= 1
+        below += low < value - 0.01
+    assert below == 10
+    assert np.isnan(bootstrap(chances, labels, *asked, num_resamples=0)[0]["ece"]).all()
+
+
 def test_resamples_without_a_value_are_dropped_and_counted():
     labels = np.array([1] + [0] * 9)
     chances = np.linspace(0.9, 0.1, 10)[:, None]

@@ -43,6 +43,23 @@ def test_every_float32_is_read_as_it_was():
     assert np.array_equal(np.array(read, np.float32), values)
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\x89PNG\xff\x00", "UnicodeDecodeError"),
+        (
+            b'{"format": 1, "method": "x", "names": ["a"], "classes": [], "target": "binary", '
+            b'"metrics": "auc", "scores": [], "about": {}, "diagnostics": {}}',
+            "metrics is 'auc'",
+        ),
+    ],
+)
+def test_what_is_no_report_is_refused_by_name(content, why, tmp_path):
+    (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"metrics.json cannot be read .*{why}.*Restore it"):
+        MissingnessReport.from_json(tmp_path / "metrics.json")
+
+
 def test_what_a_later_version_adds_within_a_format_is_passed_over():
     report = MissingnessReport("CMML", ("a",), ("x",), "regression", ("mae",), [])
     content = json.loads(encode(report)) | {"more": 1}

@@ -1,7 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
@@ -74,8 +76,6 @@ def test_what_stands_under_absent_never_matters():
 
 
 def test_arrays_frames_and_tensors_are_alike():
-    import pandas as pd
-
     inputs, y, _ = made()
     expected = CMMLClassifier(**SMALL).fit(inputs, y).predict_proba(inputs)
     frames = {name: pd.DataFrame(x) for name, x in inputs.items()}
@@ -184,6 +184,7 @@ def test_a_layer_among_the_options_is_not_shared_by_members():
     assert not held[0] & held[1]
 
 
+DAYS = pd.date_range("2020", periods=60)
 WRONG = [
     ({"method": "Magic"}, {}, r"method='Magic'.*one of.*Choose"),
     ({"shallow": ("linear", "kernel")}, {}, r"shallow=\('linear', 'kernel'\).*some of.*Name"),
@@ -197,6 +198,38 @@ WRONG = [
     ({"num_members": 40}, {}, r"num_members=40.*lower num_members"),
     ({"num_members": 1}, {}, r"num_members=1:.*two or more.*Pass"),
     ({"options": {"dim": 4}}, {}, r"options=\['dim'\].*Leave"),
+    ({"options": {"foo": 4}}, {}, r"options=\['foo'\] with method='cmml'.*takes.*Name"),
+    ({"options": "foo"}, {}, r"options='foo': it is a mapping.*Pass"),
+    ({"input_dropout": 1.0}, {}, r"input_dropout=1\.0: it is a share.*Pass"),
+    ({"dropout": 1.5}, {}, r"dropout=1\.5: it is a share.*Pass"),
+    ({"hide_rate": -0.1}, {}, r"hide_rate=-0\.1: it is a share.*Pass"),
+    ({"epochs": 0}, {}, r"epochs=0: it is a whole number from 1 on\. Pass"),
+    ({"dim": 0}, {}, r"dim=0: it is a whole number from 1 on\. Pass"),
+    ({"num_members": 2.0}, {}, r"num_members=2\.0: it is two or more, a whole.*Pass"),
+    ({"num_components": 0}, {}, r"num_components=0: it is a whole number from 1 on, or None"),
+    ({"learning_rate": -1}, {}, r"learning_rate=-1: it is a finite number above 0\. Pass"),
+    ({"random_state": 1.5}, {}, r"random_state=1\.5: it is a whole number.*Pass"),
+    ({"random_state": -1}, {}, r"random_state=-1: it is a whole number.*Pass"),
+    ({"random_state": 2**40}, {}, r"random_state=1099511627776: it is a whole number.*Pass"),
+    ({}, {"inputs": np.ones((60, 2))}, r"inputs is a ndarray: modalities have names.*Pass a dict"),
+    ({}, {"inputs": pd.DataFrame(np.ones((60, 2)))}, r"inputs is a DataFrame.*Pass a dict"),
+    ({}, {"inputs": {"lab": csr_matrix(np.eye(60))}}, r"inputs\['lab'\] is a sparse.*toarray"),
+    ({}, {"inputs": {"lab": np.eye(60) * 1j}}, r"inputs\['lab'\] does not hold real.*Encode"),
+    ({}, {"inputs": {"lab": torch.eye(60) * 1j}}, r"inputs\['lab'\] does not hold real.*Encode"),
+    ({}, {"inputs": {"lab": pd.DataFrame({"sex": ["m"] * 60, "age": 9.0})}}, r"real numbers.*'m'"),
+    ({}, {"inputs": {"lab": pd.DataFrame({"on": DAYS})}}, r"inputs\['lab'\] does not hold real"),
+    ({}, {"inputs": {"lab": np.full((60, 1), 1e300)}}, r"inputs\['lab'\]\[0, 0\] is 1e\+300.*unit"),
+    ({}, {"y": np.zeros((60, 2, 2))}, r"y has shape \(60, 2, 2\).*Reshape"),
+    ({}, {"y": np.linspace(0, 1, 60) + 0.1}, r"y holds 0\.1: a class is a string.*CMMLRegressor"),
+    ({}, {"y": np.array([b"no", b"yes"] * 30)}, r"y holds b'no': a class is a string.*Convert"),
+    ({}, {"y": np.array(["2020", "2021"] * 30, "M8[D]")}, r"y holds .*2020.*a class is.*Convert"),
+    ({}, {"y": ["a", 0] * 30}, r"y holds strings beside numbers.*Convert"),
+    ({}, {"groups": range(59)}, r"groups has shape \(59,\) for 60 rows.*Pass \(60,\)"),
+    ({}, {"groups": np.ones((60, 1))}, r"groups has shape \(60, 1\) for 60 rows.*Pass"),
+    ({}, {"groups": ["a"] * 58 + [None] * 2}, r"groups\[58\] is None \(so are 1 others\).*Name"),
+    ({}, {"groups": [1.0] * 59 + [np.nan]}, r"groups\[59\] is nan.*Name"),
+    ({}, {"present": np.full((60, 3), "no")}, r"present is a ndarray of <U2.*booleans\. Pass"),
+    ({}, {"present": {"photo": [True] * 60}}, r"present is a dict of object.*booleans\. Pass"),
     ({}, {"y": ["a", None] * 30}, r"y lacks 30 labels.*Drop"),
     ({}, {"y": np.array([0.0, np.nan] * 30)}, r"y lacks 30 labels.*Drop"),
 ]
@@ -207,12 +240,81 @@ def test_wrong_calls_say_what_to_do(settings, changed, message):
     inputs, y, _ = made()
     given = {"inputs": inputs, "y": y} | changed
     with pytest.raises(ValueError, match=message):
-        CMMLClassifier(**SMALL | settings).fit(given["inputs"], given["y"])
+        CMMLClassifier(**SMALL | settings).fit(**given)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.zeros((60, 2, 2)), r"y has shape \(60, 2, 2\).*Reshape"),
+        (3.0, r"y has shape \(\).*Reshape"),
+        (["a"] * 60, r"y holds 'a'.*real numbers.*CMMLClassifier"),
+        (np.ones(60) * 1j, r"y holds .*1j.*real numbers.*Convert"),
+        (np.linspace(0, 1e300, 60), r"y holds 59 NaN or Inf, or numbers beyond.*another unit"),
+    ],
+)
+def test_targets_that_are_no_numbers_are_refused(y, message):
+    with pytest.raises(ValueError, match=message):
+        CMMLRegressor(**SMALL).fit(made()[0], y)
+
+
+def test_frames_in_another_order_are_refused():
+    inputs, y, present = made()
+    frames = {name: pd.DataFrame(x) for name, x in inputs.items()}
+    series = pd.Series(y)
+    turned = frames | {"lab": frames["lab"][::-1]}
+    with pytest.raises(
+        ValueError, match=r"row 0 is 0 in inputs\['photo'\] and 59 in inputs\['lab'"
+    ):
+        CMMLClassifier(**SMALL).fit(turned, series)
+    with pytest.raises(ValueError, match=r"row 0 is 0 in inputs\['photo'\] and 59 in y.*Reindex"):
+        CMMLClassifier(**SMALL).fit(frames, series[::-1])
+    model = CMMLClassifier("MeanFill", **SMALL).fit(frames | {"lab": inputs["lab"]}, series)
+    table = pd.DataFrame(present, columns=[*inputs])
+    with pytest.raises(ValueError, match=r"59 in inputs\['lab'\].*Reindex"):
+        model.predict(turned)
+    with pytest.raises(ValueError, match=r"59 in present.*Reindex"):
+        model.predict(frames, table[::-1])
+
+
+def test_a_row_without_a_finite_answer_is_refused_and_named():
+    inputs, y, _ = made(absent=0.0)
+    model = CMMLClassifier(**SMALL).fit(inputs, y)
+    far = {name: x.copy() for name, x in inputs.items()}
+    far["lab"][7] = 1e25
+    with pytest.raises(ValueError, match=r"inputs\['lab'\]\[7\] lies .* deviations.*Correct it"):
+        model.predict(far)
+    far["lab"][7] = 1e300
+    with pytest.raises(ValueError, match=r"inputs\['lab'\]\[7, 0\] is 1e\+300: beyond.*Correct it"):
+        model.predict(far)
+
+
+def test_scores_take_weights():
+    inputs, y, _ = made()
+    model = CMMLClassifier("MeanFill", **SMALL).fit(inputs, y)
+    right = model.predict(inputs) == y
+    assert model.score(inputs, y, sample_weight=right) == 1
+    number = CMMLRegressor("MeanFill", **SMALL).fit(inputs, y)
+    assert number.score(inputs, y, sample_weight=right + 0.1) != number.score(inputs, y)
+
+
+def test_where_a_file_can_be(tmp_path, monkeypatch):
+    inputs, y, _ = made()
+    model = CMMLClassifier("MeanFill", **SMALL).fit(inputs, y)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model.save("~/model.safetensors")
+    assert (tmp_path / "model.safetensors").exists()
+    assert_array_equal(
+        CMMLClassifier.load("~/model.safetensors").predict(inputs), model.predict(inputs)
+    )
+    for path in ("", tmp_path, tmp_path / "none" / "model"):
+        with pytest.raises(ValueError, match=r"path=.*a file, in a folder that exists\. Pass"):
+            model.save(path)
+    with pytest.raises(ValueError, match=r"missing is not there: load reads.*Correct the path"):
+        CMMLClassifier.load(tmp_path / "missing")
 
 
 def test_a_single_column_of_classes_is_a_class_per_row():
-    import pandas as pd
-
     inputs, y, _ = made()
     expected = CMMLClassifier(**SMALL).fit(inputs, y).predict_proba(inputs)
     for column in (y[:, None], pd.DataFrame({"y": y})):
@@ -221,8 +323,6 @@ def test_a_single_column_of_classes_is_a_class_per_row():
 
 
 def test_frames_are_told_apart_by_their_columns():
-    import pandas as pd
-
     inputs, y, present = made()
     frames = {n: pd.DataFrame(x, columns=[*"abcdef"][: x.shape[1]]) for n, x in inputs.items()}
     model = CMMLClassifier(**SMALL).fit(frames, y)

@@ -369,6 +369,12 @@ def test_a_file_of_somebody_else_is_left_alone(path: Path) -> None:
     assert path.read_text() == "my,notes\n"
 
 
+def test_rows_and_what_they_hang_on_are_two_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rows\.json: rows are a CSV.*Pass .*rows\.csv"):
+        write(tmp_path / "rows.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_scores_of_a_run_are_not_written_over(path: Path) -> None:
     beside = path.with_suffix(".json")
     for content in ('{"auc": 0.9}', "[1]", "3", "nothing"):

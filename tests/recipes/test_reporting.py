@@ -133,6 +133,16 @@ def test_reports_are_written_and_read_back(report: MissingnessReport, tmp_path: 
     assert other.method in (tmp_path / "report.html").read_text()
 
 
+def test_methods_that_differ_by_signs_have_files_of_their_own(
+    report: MissingnessReport, tmp_path: Path
+) -> None:
+    names = ("CMML", "CMML+", "CMML-", "CMML (no memory)")
+    reports = [MissingnessReport(**{**vars(report), "method": name}) for name in names]
+    reporting.write_reports(reports, tmp_path)
+    files = sorted(tmp_path.glob("*.json"))
+    assert sorted(MissingnessReport.from_json(path).method for path in files) == sorted(names)
+
+
 def test_json_is_strict_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     reporting.write_json(path, {"auc": math.nan, "path": Path("x"), "rows": [(1, 0.5)]})
