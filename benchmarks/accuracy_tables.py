@@ -71,15 +71,22 @@ def _values(rows: dict[Key, dict]) -> Values:
 
 
 def _complete(found: Values) -> Values:
-    """Methods with every run on every data set, CMML first, then by mean AUC."""
-    runs = {data: {run for of in each.values() for run in of} for data, each in found.items()}
+    """The runs that CMML has (else all), methods with all of these, CMML first, then by mean."""
+    runs = {
+        data: set(each["CMML"] if "CMML" in each else {run for of in each.values() for run in of})
+        for data, each in found.items()
+    }
     methods = [
         method
         for method in dict.fromkeys(method for each in found.values() for method in each)
-        if all(set(each.get(method, ())) == runs[data] for data, each in found.items())
+        if all(runs[data] <= set(each.get(method, ())) for data, each in found.items())
     ]
-    methods.sort(key=lambda m: (m != "CMML", -np.mean([_mean(each[m]) for each in found.values()])))
-    return {data: {method: each[method] for method in methods} for data, each in found.items()}
+    kept = {
+        data: {m: {run: each[m][run] for run in sorted(runs[data])} for m in methods}
+        for data, each in found.items()
+    }
+    methods.sort(key=lambda m: (m != "CMML", -np.mean([_mean(each[m]) for each in kept.values()])))
+    return {data: {method: each[method] for method in methods} for data, each in kept.items()}
 
 
 def table(found: Values) -> str:
