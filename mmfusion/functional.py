@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmfusion import ops, reference
+from mmfusion.presence import visibility
 from mmfusion.reference import autocasts, full_precision
 
 __all__ = ["class_contrastive", "presence_attention", "retrieve", "why_not_triton"]
@@ -134,7 +135,7 @@ def presence_attention(
     v: Tensor,
     present: Tensor,
     *,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None = None,
     num_context: int = 0,
     allow: Tensor | None = None,
     dropout: float = 0.0,
@@ -154,7 +155,8 @@ def presence_attention(
         k: Keys: context tokens first, then ``lengths[0]`` tokens of modality 0, and so on.
         v: Values, in the order of the keys.
         present: Which modalities may be read.
-        lengths: Tokens of each modality among the keys.
+        lengths: Tokens of each modality among the keys; None if every key is a modality of its own,
+            the form for sequences: their length may vary without a new graph.
         num_context: Context tokens among the keys; always visible.
         allow: Which modality (row) may look at which (column). Needs self-attention.
         dropout: Share of attention weights set to zero.
@@ -183,9 +185,12 @@ def presence_attention(
     _check_attention(q, k, v, present, lengths, num_context, allow, dropout, seed)
     if autocasts(q.device):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    if _choose("presence_attention", backend, q, k, v, num_modalities=len(lengths)):
-        lengths = [int(length) for length in lengths]
-        arguments = (present, allow, seed if dropout else None, lengths, num_context, dropout)
+    words = 1 if allow is None else present.shape[1]
+    if _choose("presence_attention", backend, q, k, v, num_modalities=words):
+        sizes = [] if lengths is None else [int(length) for length in lengths]
+        if allow is None:  # the kernel reads one byte per key; backward shares them
+            present, sizes, num_context = visibility(present, lengths, num_context), [], 0
+        arguments = (present, allow, seed if dropout else None, sizes, num_context, dropout)
         return ops.PresenceAttention.apply(*_distinct(q, k, v), *arguments)[0]
     return reference.presence_attention(
         q,
@@ -281,7 +286,7 @@ def why_not_triton(
         op: ``"retrieve"``, ``"presence_attention"`` or ``"class_contrastive"``.
         *tensors: The floating tensors of the call.
         k: Neighbours of a lookup.
-        num_modalities: Modalities of an attention.
+        num_modalities: Modalities of an attention with ``allow``.
 
     Raises:
         ValueError: If there is no such op.
@@ -324,7 +329,7 @@ def why_not_triton(
 
 def _too_large(tensors: Sequence[Tensor], num_modalities: int) -> str | None:
     if num_modalities > _MOST_MODALITIES:
-        return f"{num_modalities} modalities > {_MOST_MODALITIES}"
+        return f"allow of {num_modalities} modalities > {_MOST_MODALITIES}"
     for tensor in tensors:
         if tensor.ndim != 4:
             continue
@@ -524,7 +529,7 @@ def _check_attention(
     k: Tensor,
     v: Tensor,
     present: Tensor,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None,
     num_context: int,
     allow: Tensor | None,
     dropout: float,
@@ -540,17 +545,18 @@ def _check_attention(
             f"q has heads of width {q.shape[3]} and k of {k.shape[3]}: they are multiplied, so the "
             "widths agree. Project both to one width."
         )
-    if present.dtype != torch.bool or present.shape != (k.shape[0], len(lengths)):
+    num_modalities = k.shape[1] - num_context if lengths is None else len(lengths)
+    if present.dtype != torch.bool or present.shape != (k.shape[0], num_modalities):
         raise ValueError(
             f"present is {tuple(present.shape)} {present.dtype}: it is bool (B, M) = "
-            f"{(k.shape[0], len(lengths))}, True where observed. Give one length per modality."
+            f"{(k.shape[0], num_modalities)}, True where observed. Give one length per modality, "
+            "or none and one column per key."
         )
-    if num_context + sum(lengths) != k.shape[1]:
+    if lengths is not None and num_context + sum(lengths) != k.shape[1]:
         raise ValueError(
             f"num_context={num_context} and lengths={tuple(lengths)} with {k.shape[1]} keys: "
             "context and modality tokens make up all keys. Correct the lengths."
         )
-    num_modalities = len(lengths)
     if allow is not None and (
         allow.dtype != torch.bool
         or allow.shape != (num_modalities, num_modalities)

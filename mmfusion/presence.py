@@ -156,7 +156,7 @@ def collate(
 
 def visibility(
     present: Tensor,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None,
     num_context: int = 0,
     allow: Tensor | None = None,
 ) -> Tensor:
@@ -164,7 +164,8 @@ def visibility(
 
     Args:
         present: Which modalities may be read.
-        lengths: Tokens of each modality, in the order of the columns of ``present``.
+        lengths: Tokens of each modality, in the order of the columns of ``present``; None if every
+            token has a column of its own.
         num_context: Context tokens, which come first and are always visible.
         allow: Which modality (row) may look at which (column); context sees and is seen by all.
 
@@ -184,10 +185,11 @@ def visibility(
         >>> visibility(torch.tensor([[True, False]]), lengths=(2, 1), num_context=1).tolist()
         [[True, True, True, False]]
     """
-    if present.ndim != 2 or present.dtype != torch.bool or present.shape[1] != len(lengths):
+    counted = lengths is None or present.shape[1:] == (len(lengths),)
+    if present.ndim != 2 or present.dtype != torch.bool or not counted:
         raise ValueError(
-            f"present is {tuple(present.shape)} {present.dtype} with lengths={tuple(lengths)}: it "
-            "is bool (B, M), and every modality has a length. Give one length per column."
+            f"present is {tuple(present.shape)} {present.dtype} with lengths={lengths}: it is bool "
+            "(B, M), and every modality has a length. Give one length per column."
         )
     attend = _repeat_columns(present, lengths)
     if num_context:
@@ -390,12 +392,14 @@ def _zero_absent(value: Any, observed: Tensor) -> Any:
     return blank(value) if isinstance(value, Tensor) else tree_map(blank, value)
 
 
-def _repeat_columns(table: Tensor, lengths: Sequence[int]) -> Tensor:
+def _repeat_columns(table: Tensor, lengths: Sequence[int] | None) -> Tensor:
     """(R, M) -> (R, N), column m repeated lengths[m] times, without a host-made index tensor."""
+    if lengths is None:
+        return table
     if len(set(lengths)) == 1:
         return table.unsqueeze(-1).expand(*table.shape, lengths[0]).flatten(1)
-    columns = [table[:, m : m + 1].expand(-1, length) for m, length in enumerate(lengths)]
-    return torch.cat(columns, dim=1)
+    columns = zip(table.split(1, dim=1), lengths, strict=True)
+    return torch.cat([column.expand(-1, length) for column, length in columns], dim=1)
 
 
 def _as_tensors(value: Any) -> Any:

@@ -247,7 +247,7 @@ def presence_attention(
     v: Tensor,
     present: Tensor,
     *,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None = None,
     num_context: int = 0,
     allow: Tensor | None = None,
     dropout: float = 0.0,

@@ -275,6 +275,7 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         (lambda: attend(q=(1, 2, 1, 3)), "width 3 and k of 4", "multiplied", "Project both"),
         (lambda: attend(present=Z(1, 2)), "float32", "it is bool", "one length per"),
         (lambda: attend(present=yes(1, 3)), r"\(1, 3\)", r"= \(1, 2\)", "one length per"),
+        (lambda: attend(lengths=None, num_context=1), r"\(1, 2\)", r"= \(1, 1\)", "or none"),
         (lambda: attend(lengths=(1, 2)), r"lengths=\(1, 2\) with 2", "make up all", "Correct"),
         (lambda: attend(num_context=1), "num_context=1", "make up all keys", "Correct"),
         (lambda: attend(allow=yes(3, 3)), r"allow is \(3, 3\)", r"\(M, M\)", "Drop allow"),

@@ -223,6 +223,15 @@ def test_attention_is_the_reference(backend):
     assert out.shape == q.shape
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_without_lengths_every_key_has_a_column(allowed):
+    x, present = tokens(6), torch.rand(2, 5) < 0.6
+    allow = torch.rand(5, 5) < 0.6 if allowed else None
+    options = {"num_context": 1, "allow": allow}
+    out = presence_attention(x, x, x, present, **options)
+    assert torch.equal(out, presence_attention(x, x, x, present, lengths=(1,) * 5, **options))
+
+
 def test_the_seed_is_idle_without_dropout():
     x, present = tokens(2), torch.ones(2, 2).bool()
     out = presence_attention(x, x, x, present, lengths=(1, 1), seed=torch.tensor(1))
@@ -245,6 +254,7 @@ WRONG_ATTENTION = [
     ({"present": torch.ones(2, 2)}, "present is (2, 2) torch.float32", "bool", "one length"),
     ({"present": torch.ones(2, 3).bool()}, "present is (2, 3)", "(2, 2)", "one length per"),
     ({"present": torch.ones(1, 2).bool()}, "present is (1, 2)", "(2, 2)", "one length per"),
+    ({"lengths": None}, "present is (2, 2)", "(2, 3)", "one column per key"),
     ({"lengths": (2, 2)}, "lengths=(2, 2) with 3 keys", "make up all keys", "Correct"),
     ({"num_context": 1}, "num_context=1", "make up all keys", "Correct the lengths"),
     ({"allow": torch.ones(2, 2)}, "allow is (2, 2) torch.float32", "bool (M, M)", "Drop allow"),

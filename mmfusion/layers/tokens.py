@@ -272,8 +272,7 @@ class _Tokeniser(nn.Module):
             pooled = hidden.squeeze(1) + 0 * self.queries.to(hidden.dtype)  # their gradient is zero
         else:
             queries = self.queries.to(hidden.dtype).expand(hidden.shape[0], -1, -1).unsqueeze(2)
-            steps = (1,) * sequence.shape[1]
-            pooled = presence_attention(queries, hidden, hidden, valid, lengths=steps).squeeze(2)
+            pooled = presence_attention(queries, hidden, hidden, valid).squeeze(2)
         mixed = torch.einsum("bld,lde->ble", pooled, self.mix.to(pooled.dtype))
         return self.norm_out(mixed) + self.embedding
 

@@ -96,6 +96,20 @@ def test_a_sequence_of_padding_alone_is_finite():
     assert all(p.grad is None or p.grad.isfinite().all() for p in tokens.parameters())
 
 
+def test_one_graph_serves_every_number_of_steps():
+    torch._dynamo.reset()
+    tokens = ModalityTokens({"a": 4, "b": 3}, 8, 2)
+    graphs = []
+    compiled = torch.compile(
+        tokens, fullgraph=True, dynamic=True, backend=lambda g, _: graphs.append(g) or g
+    )
+    for steps in range(5, 14):  # sizes that agree with another are taken for the same
+        inputs = {"a": torch.randn(2, steps, 4), "b": torch.randn(2, 3)}
+        present = torch.tensor([[True, False], [True, True]])
+        torch.testing.assert_close(compiled(inputs, present), tokens(inputs, present))
+    assert len(graphs) == 1
+
+
 def test_absent_rows_are_zeros_with_zero_gradient():
     tokens = made()
     photo = torch.randn(3, 5)
