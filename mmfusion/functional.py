@@ -299,6 +299,8 @@ def why_not_triton(
         raise ValueError(f"op={op!r}: the fused ops are {_OPS}. Name one of them.")
     if not _HAS_TRITON:
         return "triton is not installed"
+    if torch.version.hip:
+        return "ROCm is not supported"
     for tensor in tensors:
         if tensor.device.type not in _DEVICES:
             return f"the tensors are on {tensor.device.type}"
@@ -316,15 +318,21 @@ def why_not_triton(
         reason = _too_large(tensors, num_modalities)
         if reason is not None:
             return reason
-    # tracing must not ask the device; there the launcher does
-    if torch.compiler.is_compiling() or not torch.cuda.is_available():
-        return None
-    for tensor in tensors:
-        if tensor.device.type == "cuda":
-            capability = torch.cuda.get_device_capability(tensor.device)
-            if capability < (8, 0):
-                return f"compute capability {capability[0]}.{capability[1]} < 8.0"
+    capability = _capability(tensors[0].device) if tensors else None
+    if capability is not None and capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]} < 8.0"
     return None
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    """Of a CUDA device that is there; a compiled graph, which is made for its device, keeps it."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
+# what torch.compiler.assume_constant_result does, less the import of the compiler, and of Triton
+_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _too_large(tensors: Sequence[Tensor], num_modalities: int) -> str | None:

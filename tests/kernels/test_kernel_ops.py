@@ -329,6 +329,47 @@ def test_long_sequences_take_the_kernel_and_one_graph():
     torch.export.export(layer.eval(), (x, x, attend), dynamic_shapes=shapes)
 
 
+def old_device(monkeypatch):
+    def old(_device):
+        torch._dynamo.graph_break()  # as asking a device is: a graph keeps the answer instead
+        return 7, 5
+
+    old.__dict__.update(vars(functional._capability))
+    monkeypatch.setattr(functional, "_capability", old)
+
+
+def test_an_old_device_falls_back_in_a_compiled_graph_too(monkeypatch):
+    torch._dynamo.reset()
+    old_device(monkeypatch)
+    from mmfusion import kernels
+
+    for name in kernels.__all__:
+        monkeypatch.delattr(kernels, name)
+    query, keys = torch.randn(3, 8), torch.randn(9, 8)
+    q, k, v, present = tokens()
+
+    def step(q, query):
+        found = attention(q, k, v, present, backend="auto").sum()
+        return found + retrieve(query, keys, backend="auto").sum()
+
+    for run in (step, torch.compile(step, fullgraph=True, backend="eager")):
+        assert run(q, query).isfinite()
+    with pytest.raises(ValueError, match=r"capability 7\.5 < 8\.0.*Use backend='auto'"):
+        retrieve(query, keys)
+
+
+def test_rocm_is_a_reason(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.3")
+    assert functional.why_not_triton("retrieve", torch.randn(3, 8)) == "ROCm is not supported"
+
+
+def test_the_capability_of_a_device_that_is_there(monkeypatch):
+    assert functional._capability(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert functional._capability(torch.device("cuda:0")) == (7, 5)
+
+
 def test_reasons_without_a_gpu(monkeypatch):
     monkeypatch.setattr(functional, "_DEVICES", ("cuda",))
     x = torch.randn(3, 8)
