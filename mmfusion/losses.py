@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmfusion.functional import class_contrastive
+from mmfusion.functional import check_temperature, class_contrastive
 from mmfusion.layers.evidence import TARGETS
 from mmfusion.presence import may_look
 from mmfusion.ranks import first_row, gather_rows, joint_mean
@@ -144,8 +144,7 @@ def class_contrastive_loss(
         Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out), to which
         it is equal for class numbers. Jaccard weights over modalities: our design.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: it divides scores. Use a number above 0.")
+    check_temperature(temperature)
     if embeddings.ndim != 3 or labels.ndim not in (1, 2) or len(labels) != len(embeddings):
         raise ValueError(
             f"embeddings is {tuple(embeddings.shape)} and labels {tuple(labels.shape)}: they are "

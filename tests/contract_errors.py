@@ -21,10 +21,10 @@ def ids(*shape: int) -> torch.Tensor:
     return Z(*shape, dtype=torch.int64)
 
 
-def contrast(*, width=2, rows=4, **options):
-    columns = (ids(4), yes(4), yes(4))
-    labels = (ids(rows), *columns)
-    return functional.class_contrastive(Z(4, 2), Z(4, width), *labels, **options)
+def contrast(*, width=2, rows=4, used=None, column_labels=None, **options):
+    labels = (ids(rows), ids(4) if column_labels is None else column_labels)
+    counts = (yes(4) if used is None else used, yes(4))
+    return functional.class_contrastive(Z(4, 2), Z(4, width), *labels, *counts, **options)
 
 
 look = partial(functional.retrieve, k=1, temperature=1.0)
@@ -226,6 +226,16 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         (lambda: look(Z(2, 3), Z(0, 3)), r"keys is \(0, 3\)", "at least one slot", "held=0"),
         (lambda: look(Z(2, 3), Z(4, 3), Z(5, 3)), r"values is \(5, 3\)", "all axes", "per key"),
         (lambda: look(Z(2, 3), Z(4, 3), k=0), "k=0", "at least one", "k=None"),
+        (lambda: look(Z(2, 3), Z(4, 3), k=2.0), "k=2.0", "a whole number", "k=None"),
+        (lambda: look(Z(2, 3), Z(4, 3), k=True), "k=True", "a whole number", "k=None"),
+        (lambda: look(Z(2, 3), Z(4, 3), exclude=[1, 2]), "a list", "slot numbers", "as_tensor"),
+        (
+            lambda: look(Z(2, 3), Z(4, 3), temperature=torch.tensor(0.5)),
+            "temperature=0.5",
+            "plain number, and gets no gradient",
+            r"\.item",
+        ),
+        (lambda: look(Z(2, 3), Z(4, 3), temperature=1e-39), "=1e-39", "divides fp32", "above 0"),
         (lambda: look(Z(2, 3), Z(4, 3), temperature=0), "temperature=0", "divides", "above 0"),
         (lambda: look(Z(2, 3), Z(4, 3), similarity="l2"), "'l2'", "'cosine' or 'dot'", "Use"),
         (lambda: look(Z(2, 3), Z(4, 3), held=yes(4)), "bool", "counts the valid", "the count"),
@@ -283,12 +293,27 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         (lambda: attend(dropout=1.0), "dropout=1.0", "share", "< 1"),
         (lambda: attend(dropout=0.5), "seed=None", "integer tensor", "randint"),
         (lambda: attend(dropout=0.5, seed=Z(())), "seed=0.0", "integer tensor", "randint"),
+        (lambda: attend(dropout=0.5, seed=5), "seed=5", "integer tensor", "randint"),
+        (lambda: attend(lengths=(3, -1)), r"lengths=\(3, -1\)", "count tokens", "0 or more"),
+        (lambda: attend(num_context=-1), "num_context=-1", "count tokens", "0 or more"),
+        (
+            lambda: functional.presence_attention(
+                Z(1, 2, 1, 4).half(), *[Z(1, 2, 1, 4)] * 2, yes(1, 2)
+            ),
+            "q is torch.float16, k torch.float32",
+            "of one type",
+            "autocast",
+        ),
         (lambda: attend(backend="fast"), "'fast'", "one of 'auto'", "Use 'auto'"),
     ],
     "functional.class_contrastive": [
         (lambda: contrast(temperature=0), "temperature=0", "divides", "above 0"),
         (lambda: contrast(width=3), r"columns \(4, 3\)", "of one width", "Flatten"),
         (lambda: contrast(rows=1), r"labels is \(1,\)", "one entry each", "Reshape"),
+        (lambda: contrast(used=ids(4)), "used is torch.int64", "are bool", r"\.bool"),
+        (lambda: contrast(column_labels=Z(4)), "column_labels torch.float32", "one type", "Conv"),
+        (lambda: contrast(start=1), "start=1 with 4 anchors", "are columns start", "Correct"),
+        (lambda: contrast(start=-1), "start=-1", "are columns start", "Correct"),
     ],
     "functional.why_not_triton": [
         (lambda: functional.why_not_triton("sum"), "op='sum'", "fused ops are", "Name one"),
@@ -325,6 +350,7 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "Leave them out",
         ),
         (lambda: layers.PresenceAttention(4, 3), "num_heads=3 with dim=4", "share", "divisor"),
+        (lambda: layers.PresenceAttention(4, 2, backend="x"), "'x'", "one of 'auto'", "Use 'auto'"),
         (lambda: layers.PresenceAttention(4, 0), "num_heads=0", "evenly", "Choose"),
         (lambda: layers.PresenceAttention(4, 2, dropout=1.0), "dropout=1.0", "share", "< 1"),
         (lambda: attention(Z(1, 2, 4), Z(1, 3, 4), Z(1, 3)), "float32", "it is bool", "~mask"),
@@ -475,6 +501,7 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "divides",
             "above 0",
         ),
+        (lambda: layers.MemoryBank(2, 4, 3, 2, backend="x"), "'x'", "one of 'auto'", "Use 'auto'"),
         (lambda: layers.MemoryBank(2, 4, 3, 2, sync="all"), "sync='all'", "shared by", "Choose"),
         (lambda: layers.PrototypeMemory(2, 0, 3), "num_slots=0", "at least one", "Use 1"),
         (

@@ -23,6 +23,12 @@ _LOG2E = 1.4426950408889634
 
 
 @triton.jit
+def _visible(present_ptr, key, N):
+    """Which keys may be read; the second comparison spares registers."""
+    return (tl.load(present_ptr + key, mask=key < N, other=0) != 0) & (key < N)
+
+
+@triton.jit
 def _pairs(visible, allow_ptr, modality_ptr, query, key, Nq, N, HAS_ALLOW: tl.constexpr):
     """(queries, keys) True where the query may look at the key."""
     pair = (query < Nq)[:, None] & visible[None, :]
@@ -93,6 +99,7 @@ def presence_attention_fwd_kernel(
     q_ptr += sample * q_sample + head * q_head
     k_ptr += sample * k_sample + head * k_head
     v_ptr += sample * v_sample + head * v_head
+    present_ptr += sample * N
     q = tl.load(q_ptr + query[:, None] * q_token + width[None, :], mask=q_mask, other=0.0)
     if UPCAST:
         q = q.to(tl.float32)
@@ -101,7 +108,7 @@ def presence_attention_fwd_kernel(
     mixed = tl.zeros([BLOCK_M, BLOCK_DH], tl.float32)
     for start in range(0, N, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
-        visible = tl.load(present_ptr + sample * N + key, mask=key < N, other=0) != 0
+        visible = _visible(present_ptr, key, N)
         if tl.max(visible.to(tl.int32), 0) > 0:
             mask = visible[:, None] & (width < DH)[None, :]
             k = tl.load(k_ptr + key[:, None] * k_token + width[None, :], mask=mask, other=0.0)
@@ -182,6 +189,7 @@ def presence_attention_bwd_kernel(
     q_ptr += sample * q_sample + head * q_head
     k_ptr += sample * k_sample + head * k_head
     v_ptr += sample * v_sample + head * v_head
+    present_ptr += sample * N
     first_query = (sample * Nq * H + head) * DH
     grad_ptr += first_query
     out_ptr += first_query
@@ -191,7 +199,7 @@ def presence_attention_bwd_kernel(
     lse_ptr += owner * Nq
     for start in range(0, N, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
-        visible = tl.load(present_ptr + sample * N + key, mask=key < N, other=0) != 0
+        visible = _visible(present_ptr, key, N)
         dk = tl.zeros([BLOCK_N, BLOCK_DH], tl.float32)
         dv = tl.zeros([BLOCK_N, BLOCK_DH], tl.float32)
         needed = tl.max(visible.to(tl.int32), 0)

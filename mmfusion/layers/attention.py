@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfusion import reference
-from mmfusion.functional import presence_attention
+from mmfusion.functional import check_backend, presence_attention
 from mmfusion.layers.reset import reset_children
 from mmfusion.presence import visibility
 
@@ -69,6 +69,7 @@ class PresenceAttention(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: it is a share of weights. Use 0 <= dropout < 1.")
+        check_backend(backend)
         self.num_heads = num_heads
         self.dropout = dropout
         self.backend = backend

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmfusion.functional import retrieve
+from mmfusion.functional import check_backend, check_temperature, retrieve
 from mmfusion.layers.gate import ReadoutGate
 from mmfusion.layers.reset import reset_children
 from mmfusion.layers.uncast import uncast
@@ -101,8 +101,8 @@ class MemoryBank(nn.Module):
                 f"num_neighbours={num_neighbours} with num_slots={num_slots}: a readout mixes "
                 "between 1 and num_slots vectors. Lower num_neighbours or raise num_slots."
             )
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: it divides scores. Use a number above 0.")
+        check_temperature(temperature)
+        check_backend(backend)
         if sync not in ("gather", "local"):
             raise ValueError(
                 f"sync={sync!r}: a bank is shared by 'gather' or kept 'local'. Choose one."
