@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import default_collate
 
-__all__ = ["check_visible", "collate", "may_look", "normalise", "visibility"]
+__all__ = ["check_table", "check_visible", "collate", "may_look", "normalise", "visibility"]
 
 
 def normalise(
@@ -62,6 +62,8 @@ def normalise(
         >>> tensors["photo"].tolist()
         [[1.0, 2.0], [0.0, 0.0]]
     """
+    if not names:
+        raise ValueError("names is empty: there is at least one modality. Name what inputs holds.")
     _check_names(inputs, names)
     shapes = shapes or {}
     values = {name: _plain(inputs.get(name)) for name in names}
@@ -179,7 +181,8 @@ def visibility(
           takes the former as ``attend[:, None, None]``
 
     Raises:
-        ValueError: If ``present`` is not bool ``(B, M)`` with one length per modality.
+        ValueError: If ``present`` is not bool ``(B, M)`` with one length per modality, or
+            ``allow`` not bool ``(M, M)``.
 
     Example:
         >>> visibility(torch.tensor([[True, False]]), lengths=(2, 1), num_context=1).tolist()
@@ -196,9 +199,33 @@ def visibility(
         attend = torch.cat([attend.new_ones(attend.shape[0], num_context), attend], dim=1)
     if allow is None:
         return attend
+    if allow.dtype != torch.bool or allow.shape != (present.shape[1],) * 2:
+        raise ValueError(
+            f"allow is {tuple(allow.shape)} {allow.dtype}: it is bool (M, M) = "
+            f"{(present.shape[1],) * 2}, which modality may look at which. Give one row and one "
+            "column per modality."
+        )
     tokens = _repeat_columns(_repeat_columns(allow, lengths).mT, lengths).mT  # (N, N)
     tokens = torch.nn.functional.pad(tokens, (num_context, 0, num_context, 0), value=True)
     return attend[:, None, None, :] & tokens  # (B, 1, C + N, C + N)
+
+
+def check_table(name: str, table: Tensor, shape: Sequence[int]) -> None:
+    """Refuse a table of modalities that is not bool ``(B, M)``.
+
+    Raises:
+        ValueError: If it is no tensor, or has another type or shape.
+
+    Example:
+        >>> check_table("present", torch.tensor([[True, False]]), (1, 2))
+    """
+    if not isinstance(table, Tensor) or table.dtype != torch.bool or table.shape != shape:
+        is_tensor = isinstance(table, Tensor)
+        what = f"{tuple(table.shape)} {table.dtype}" if is_tensor else f"a {type(table).__name__}"
+        raise ValueError(
+            f"{name} is {what}: it is bool (B, M) = {tuple(shape)}, one column per modality. "
+            f"Convert it with {name}.bool(), or reshape it."
+        )
 
 
 def check_visible(
@@ -365,11 +392,11 @@ def _check_values(
             "mark it absent in present, or "
             + ("put NaN there." if takes_nan else "give NaN an encoder with accepts_nan = True.")
         )
-    what = (
-        f"inputs[{name!r}] is None"
-        if values[name] is None
-        else f"that row of inputs[{name!r}] is NaN"
-    )
+    what = f"that row of inputs[{name!r}] is NaN"
+    if values[name] is None:
+        what = f"inputs[{name!r}] is None"
+    elif all(leaf is None or leaf.numel() == 0 for leaf in tree_leaves(values[name])):
+        what = f"inputs[{name!r}] is empty"
     raise ValueError(
         f"present[{rows[0]}, {name!r}] is True but {what}{others}: an observed row holds numbers. "
         "Pass present=None to infer absence from None and NaN rows, or fill them."
