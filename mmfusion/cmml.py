@@ -294,7 +294,7 @@ class CMML(nn.Module):
     ) -> dict[str, Tensor]:
         check_labels(labels, out.logits, self.target, check_values=self.check_values)
         gather = self.training  # validation may run on one rank alone
-        asked: dict[str, bool] = {"gather": gather, "check_values": False}  # it was, above
+        asked: dict[str, Any] = {"gather": gather, "check_values": False}  # they were, above
         losses = {"task": task_loss(fused_logits, labels, self.target, **asked)}
         zero = out.logits.new_zeros((), dtype=wide_type(out.logits))
         losses["reconstruction"] = losses["alignment"] = losses["contrastive"] = zero

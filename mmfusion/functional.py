@@ -7,6 +7,7 @@ registered in ``ops.py``, or says why it cannot. ``"auto"`` takes the kernel whe
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -451,7 +452,7 @@ def _retrieve_fused(
     return readout, weights, indices
 
 
-def check_temperature(temperature: float) -> None:
+def check_temperature(temperature: Any) -> None:
     """Refuse what cannot divide scores in fp32, and a tensor, which would get no gradient.
 
     Raises:
