@@ -294,7 +294,8 @@ class CMML(nn.Module):
     ) -> dict[str, Tensor]:
         check_labels(labels, out.logits, self.target, check_values=self.check_values)
         gather = self.training  # validation may run on one rank alone
-        losses = {"task": task_loss(fused_logits, labels, self.target, gather=gather)}
+        asked: dict[str, Any] = {"gather": gather, "check_values": False}  # they were, above
+        losses = {"task": task_loss(fused_logits, labels, self.target, **asked)}
         zero = out.logits.new_zeros((), dtype=wide_type(out.logits))
         losses["reconstruction"] = losses["alignment"] = losses["contrastive"] = zero
         if stages:  # every stage is supervised alike: deep supervision, our design
@@ -308,10 +309,10 @@ class CMML(nn.Module):
             # in that loss (B,) are class numbers: not what the one label of a multilabel target is
             shape = out.logits.shape if self.target == "multilabel" else (-1,)
             losses["contrastive"] = class_contrastive_loss(
-                out.aligned.mean(2), labels.reshape(shape), gather=gather
+                out.aligned.mean(2), labels.reshape(shape), **asked
             )
         if said is not None:
             losses["evidence"] = evidence_loss(
-                said.scores, labels, out.visible, self.target, gather=gather
+                said.scores, labels, out.visible, self.target, **asked
             )
         return losses

@@ -7,11 +7,13 @@ registered in ``ops.py``, or says why it cannot. ``"auto"`` takes the kernel whe
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmfusion import ops, reference
+from mmfusion.presence import visibility
 from mmfusion.reference import autocasts, full_precision
 
 __all__ = ["class_contrastive", "presence_attention", "retrieve", "why_not_triton"]
@@ -47,7 +49,7 @@ def retrieve(
     query with no slot to read gives exact zeros, and its gradient is zero.
 
     Args:
-        query: What to look for. It is cast to the type of ``keys``.
+        query: What to look for. It is cast to the type of ``keys``, for cosine by its direction.
         keys: What is searched; the number of its axes decides between one bank and one per
             modality.
         values: What is mixed; None mixes the keys.
@@ -58,8 +60,10 @@ def retrieve(
         exclude: One slot number that a query must not read (-1: none), or ``(query_ids, slot_ids)``
             to keep a query from every slot with its own id (negative ids match nothing).
         wanted: Queries that are False are not answered: zeros, weight 0, index -1.
-        similarity: ``"cosine"`` or ``"dot"``. A vector shorter than 1e-12 has cosine 0.
-        key_scale: Inverse norms of the keys, if the caller keeps them; None computes them.
+        similarity: ``"cosine"`` or ``"dot"``. A vector shorter than 1e-12 has cosine 0; lengths up
+            to 1e19, and products up to 1e38, fit into fp32.
+        key_scale: Inverse norms of the keys, if the caller keeps them, to choose slots by; None, or
+            keys that require a gradient, computes them.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``.
 
     Returns:
@@ -93,6 +97,11 @@ def retrieve(
     groups = keys.shape[0] if grouped else 1
     bank = [None if x is None else (x if grouped else x.unsqueeze(0)) for x in (keys, values)]
     forbidden: Tensor | tuple[Tensor, Tensor] | None = None
+    if isinstance(exclude, list):
+        raise ValueError(
+            "exclude is a list: it is a tensor of slot numbers, or a pair (query_ids, slot_ids). "
+            "Use torch.as_tensor(exclude), or tuple(exclude)."
+        )
     if isinstance(exclude, tuple):
         ids = _per_query("exclude[0]", exclude[0], leading, grouped)
         _check_ids("exclude[1]", exclude[1], keys.shape[:-1])
@@ -115,17 +124,22 @@ def retrieve(
         "exclude": forbidden,
         "wanted": wanted,
         "similarity": similarity,
-        "key_scale": None if key_scale is None else key_scale.reshape(groups, -1),
+        # keys that learn get theirs afresh, since an optimiser moves them
+        "key_scale": None
+        if key_scale is None or keys.requires_grad
+        else key_scale.reshape(groups, -1),
     }
     fused = _choose("retrieve", backend, query, *(x for x in (keys, values) if x is not None), k=k)
     with full_precision(query.device):
         folded = _fold(query, 1, grouped)
+        if similarity == "cosine" and _max(keys) < _max(query):
+            folded = _directions(folded, wanted)
         if fused:
             results = _retrieve_fused(folded, *bank, **arguments)  # type: ignore[arg-type]
         else:
             results = reference.retrieve(folded, *bank, **arguments)  # type: ignore[arg-type]
     readout, weights, indices = (_unfold(x, leading, grouped) for x in results)
-    return readout, weights, indices
+    return readout.to(query.dtype), weights, indices
 
 
 def presence_attention(
@@ -134,7 +148,7 @@ def presence_attention(
     v: Tensor,
     present: Tensor,
     *,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None = None,
     num_context: int = 0,
     allow: Tensor | None = None,
     dropout: float = 0.0,
@@ -147,14 +161,15 @@ def presence_attention(
     gets exactly zero gradient, and cutting them out gives the same result. All queries are
     answered, absent ones too, since that is how absent tokens are synthesised. A query that may see
     nothing gives exact zeros. Scale ``Dh ** -0.5``; softmax in fp32; under autocast the operands
-    take its type, as in ``scaled_dot_product_attention``.
+    take its type, fp64 apart, as in ``scaled_dot_product_attention``.
 
     Args:
         q: Queries.
         k: Keys: context tokens first, then ``lengths[0]`` tokens of modality 0, and so on.
         v: Values, in the order of the keys.
         present: Which modalities may be read.
-        lengths: Tokens of each modality among the keys.
+        lengths: Tokens of each modality among the keys; None if every key is a modality of its own,
+            the form for sequences: their length may vary without a new graph.
         num_context: Context tokens among the keys; always visible.
         allow: Which modality (row) may look at which (column). Needs self-attention.
         dropout: Share of attention weights set to zero.
@@ -182,10 +197,19 @@ def presence_attention(
     """
     _check_attention(q, k, v, present, lengths, num_context, allow, dropout, seed)
     if autocasts(q.device):
-        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    if _choose("presence_attention", backend, q, k, v, num_modalities=len(lengths)):
-        lengths = [int(length) for length in lengths]
-        arguments = (present, allow, seed if dropout else None, lengths, num_context, dropout)
+        kind = torch.get_autocast_dtype(q.device.type)
+        q, k, v = (x if x.dtype == torch.float64 else x.to(kind) for x in (q, k, v))
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(
+            f"q is {q.dtype}, k {k.dtype}, v {v.dtype}: they are of one type. Convert them with "
+            ".to(q.dtype), or use autocast."
+        )
+    words = 1 if allow is None else present.shape[1]
+    if _choose("presence_attention", backend, q, k, v, num_modalities=words):
+        sizes = [] if lengths is None else [int(length) for length in lengths]
+        if allow is None:  # the kernel reads one byte per key; backward shares them
+            present, sizes, num_context = visibility(present, lengths, num_context), [], 0
+        arguments = (present, allow, seed if dropout else None, sizes, num_context, dropout)
         return ops.PresenceAttention.apply(*_distinct(q, k, v), *arguments)[0]
     return reference.presence_attention(
         q,
@@ -250,7 +274,7 @@ def class_contrastive(
     References:
         Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2.
     """
-    _check_contrastive(anchors, columns, labels, column_labels, used, real, temperature)
+    _check_contrastive(anchors, columns, labels, column_labels, used, real, start, temperature)
     with full_precision(anchors.device):
         if not _choose("class_contrastive", backend, anchors, columns):
             return reference.class_contrastive(
@@ -281,7 +305,7 @@ def why_not_triton(
         op: ``"retrieve"``, ``"presence_attention"`` or ``"class_contrastive"``.
         *tensors: The floating tensors of the call.
         k: Neighbours of a lookup.
-        num_modalities: Modalities of an attention.
+        num_modalities: Modalities of an attention with ``allow``.
 
     Raises:
         ValueError: If there is no such op.
@@ -294,6 +318,8 @@ def why_not_triton(
         raise ValueError(f"op={op!r}: the fused ops are {_OPS}. Name one of them.")
     if not _HAS_TRITON:
         return "triton is not installed"
+    if torch.version.hip:
+        return "ROCm is not supported"
     for tensor in tensors:
         if tensor.device.type not in _DEVICES:
             return f"the tensors are on {tensor.device.type}"
@@ -311,20 +337,26 @@ def why_not_triton(
         reason = _too_large(tensors, num_modalities)
         if reason is not None:
             return reason
-    # tracing must not ask the device; there the launcher does
-    if torch.compiler.is_compiling() or not torch.cuda.is_available():
-        return None
-    for tensor in tensors:
-        if tensor.device.type == "cuda":
-            capability = torch.cuda.get_device_capability(tensor.device)
-            if capability < (8, 0):
-                return f"compute capability {capability[0]}.{capability[1]} < 8.0"
+    capability = _capability(tensors[0].device) if tensors else None
+    if capability is not None and capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]} < 8.0"
     return None
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    """Of a CUDA device that is there; a compiled graph, which is made for its device, keeps it."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
+# what torch.compiler.assume_constant_result does, less the import of the compiler, and of Triton
+_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _too_large(tensors: Sequence[Tensor], num_modalities: int) -> str | None:
     if num_modalities > _MOST_MODALITIES:
-        return f"{num_modalities} modalities > {_MOST_MODALITIES}"
+        return f"allow of {num_modalities} modalities > {_MOST_MODALITIES}"
     for tensor in tensors:
         if tensor.ndim != 4:
             continue
@@ -337,13 +369,25 @@ def _too_large(tensors: Sequence[Tensor], num_modalities: int) -> str | None:
     return None
 
 
-def _choose(op: str, backend: str, *tensors: Tensor, **sizes: int | None) -> bool:
-    """Whether the fused kernel serves this call."""
+def check_backend(backend: str) -> None:
+    """Refuse a backend that does not exist.
+
+    Raises:
+        ValueError: If it is not one of the three.
+
+    Example:
+        >>> check_backend("auto")
+    """
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(
             f"backend={backend!r}: it is one of 'auto', 'torch', 'triton'. Use 'auto' unless you "
             "compare backends."
         )
+
+
+def _choose(op: str, backend: str, *tensors: Tensor, **sizes: int | None) -> bool:
+    """Whether the fused kernel serves this call."""
+    check_backend(backend)
     if backend == "torch":
         return False
     reason = why_not_triton(op, *tensors, **sizes)  # type: ignore[arg-type]
@@ -367,6 +411,17 @@ def _distinct(*tensors: Tensor | None) -> list[Tensor | None]:
     return different
 
 
+def _max(x: Tensor) -> float:
+    return torch.finfo(x.dtype).max
+
+
+def _directions(query: Tensor, wanted: Tensor | None) -> Tensor:
+    """Queries of length 1, which a cast to the narrow type of a bank does not turn into Inf."""
+    if wanted is not None:  # what is not answered may hold anything
+        query = torch.where(wanted.unsqueeze(-1), query, 0)
+    return reference.unit(query.to(reference.wide_type(query)))
+
+
 def _retrieve_fused(
     query: Tensor,
     keys: Tensor,
@@ -382,8 +437,6 @@ def _retrieve_fused(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fused op on folded arguments; it keeps what it read only where gradients are on."""
     asker, owner = exclude if isinstance(exclude, tuple) else (exclude, None)
-    if keys.requires_grad:
-        key_scale = None  # afresh, since an optimiser moves the keys
     readout, weights, indices, _, _ = ops.Retrieve.apply(
         *_distinct(query, keys, values),
         held,
@@ -399,6 +452,28 @@ def _retrieve_fused(
     return readout, weights, indices
 
 
+def check_temperature(temperature: Any) -> None:
+    """Refuse what cannot divide scores in fp32, and a tensor, which would get no gradient.
+
+    Raises:
+        ValueError: If it is a tensor, or not within the normal numbers of fp32.
+
+    Example:
+        >>> check_temperature(0.1)
+    """
+    if isinstance(temperature, Tensor):
+        raise ValueError(
+            f"temperature={temperature}: it is a plain number, and gets no gradient. Pass "
+            "temperature.item()."
+        )
+    bounds = torch.finfo(torch.float32)
+    if not bounds.tiny <= temperature <= bounds.max:
+        raise ValueError(
+            f"temperature={temperature}: it divides fp32 scores. Use a number above 0, from "
+            f"{bounds.tiny:.3g} to {bounds.max:.3g}."
+        )
+
+
 def _check_contrastive(
     anchors: Tensor,
     columns: Tensor,
@@ -406,10 +481,10 @@ def _check_contrastive(
     column_labels: Tensor,
     used: Tensor,
     real: Tensor,
+    start: int,
     temperature: float,
 ) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: it divides scores. Use a number above 0.")
+    check_temperature(temperature)
     if anchors.ndim != 2 or columns.ndim != 2 or anchors.shape[1] != columns.shape[1]:
         raise ValueError(
             f"anchors is {tuple(anchors.shape)} and columns {tuple(columns.shape)}: they are "
@@ -423,6 +498,21 @@ def _check_contrastive(
                 f"{name} is {tuple(table.shape)} for {len(rows)} vectors: one entry each. Reshape "
                 "it."
             )
+    if used.dtype != torch.bool or real.dtype != torch.bool:
+        raise ValueError(
+            f"used is {used.dtype} and real {real.dtype}: they are bool, True for what counts. "
+            "Convert them with .bool()."
+        )
+    if labels.dtype != column_labels.dtype:
+        raise ValueError(
+            f"labels is {labels.dtype} and column_labels {column_labels.dtype}: they are compared, "
+            "in one type. Convert one of them."
+        )
+    if not 0 <= start <= columns.shape[0] - anchors.shape[0]:
+        raise ValueError(
+            f"start={start} with {len(anchors)} anchors and {len(columns)} columns: the anchors "
+            "are columns start to start + A. Correct start, or pass the anchors among the columns."
+        )
 
 
 def _check_retrieve(
@@ -461,10 +551,11 @@ def _check_retrieve(
             f"values is {tuple(values.shape)} and keys {tuple(keys.shape)}: they agree in all axes "
             "but the last. Pass one value per key."
         )
-    if k is not None and k < 1:
-        raise ValueError(f"k={k}: at least one slot is read. Use k >= 1, or k=None to read all.")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: it divides the scores. Use a number above 0.")
+    if k is not None and (isinstance(k, bool | float) or k < 1):
+        raise ValueError(
+            f"k={k}: at least one slot is read, a whole number. Use k >= 1, or k=None to read all."
+        )
+    check_temperature(temperature)
     if similarity not in ("cosine", "dot"):
         raise ValueError(f"similarity={similarity!r}: it is 'cosine' or 'dot'. Use one of them.")
     return grouped
@@ -524,12 +615,17 @@ def _check_attention(
     k: Tensor,
     v: Tensor,
     present: Tensor,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None,
     num_context: int,
     allow: Tensor | None,
     dropout: float,
     seed: Tensor | None,
 ) -> None:
+    sizes = (num_context, *(lengths or ()))
+    if min(sizes) < 0:
+        raise ValueError(
+            f"num_context={num_context} and lengths={lengths}: they count tokens. Use 0 or more."
+        )
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[0::2] != k.shape[0::2]:
         raise ValueError(
             f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: q is (B, Nq, H, Dh), "
@@ -540,17 +636,18 @@ def _check_attention(
             f"q has heads of width {q.shape[3]} and k of {k.shape[3]}: they are multiplied, so the "
             "widths agree. Project both to one width."
         )
-    if present.dtype != torch.bool or present.shape != (k.shape[0], len(lengths)):
+    num_modalities = k.shape[1] - num_context if lengths is None else len(lengths)
+    if present.dtype != torch.bool or present.shape != (k.shape[0], num_modalities):
         raise ValueError(
             f"present is {tuple(present.shape)} {present.dtype}: it is bool (B, M) = "
-            f"{(k.shape[0], len(lengths))}, True where observed. Give one length per modality."
+            f"{(k.shape[0], num_modalities)}, True where observed. Give one length per modality, "
+            "or none and one column per key."
         )
-    if num_context + sum(lengths) != k.shape[1]:
+    if lengths is not None and num_context + sum(lengths) != k.shape[1]:
         raise ValueError(
             f"num_context={num_context} and lengths={tuple(lengths)} with {k.shape[1]} keys: "
             "context and modality tokens make up all keys. Correct the lengths."
         )
-    num_modalities = len(lengths)
     if allow is not None and (
         allow.dtype != torch.bool
         or allow.shape != (num_modalities, num_modalities)
@@ -563,7 +660,8 @@ def _check_attention(
         )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: it is a share of weights. Use 0 <= dropout < 1.")
-    if dropout and (seed is None or seed.ndim or seed.is_floating_point()):
+    drawn = isinstance(seed, Tensor) and not (seed.ndim or seed.is_floating_point())
+    if dropout and not drawn:
         raise ValueError(
             f"dropout={dropout} with seed={seed}: what is dropped follows from one integer tensor. "
             "Draw it, for example torch.randint(2**63 - 1, (), device=q.device)."

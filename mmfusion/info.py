@@ -20,11 +20,18 @@ def backends(device: torch.device | str | None = None) -> dict[str, dict[str, st
     Args:
         device: The first GPU if there is one, else the CPU.
 
+    Raises:
+        ValueError: If it is a CUDA device and there is none.
+
     Example:
         >>> backends("cpu")["retrieve"]["float16"]
         'torch (the tensors are on cpu)'
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device='{device}': no CUDA device is here. Pass 'cpu', or None for what is here."
+        )
     ops = {
         "retrieve": ((4, 64), {"k": 8}),
         "retrieve, k=None": ((4, 64), {"k": None}),

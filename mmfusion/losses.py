@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmfusion.functional import class_contrastive
+from mmfusion.functional import check_temperature, class_contrastive
 from mmfusion.layers.evidence import TARGETS
-from mmfusion.presence import may_look
+from mmfusion.presence import check_table, may_look
 from mmfusion.ranks import first_row, gather_rows, joint_mean
 from mmfusion.reference import full_precision, unit, wide_type
 
@@ -53,11 +53,12 @@ def reconstruction_loss(
     References:
         Our design; smooth L1: Girshick, "Fast R-CNN", ICCV 2015, equation 3.
     """
-    if synthesised.shape != tokens.shape or hidden.shape != tokens.shape[:2]:
+    if synthesised.shape != tokens.shape or tokens.ndim != 4:
         raise ValueError(
-            f"synthesised is {tuple(synthesised.shape)}, tokens {tuple(tokens.shape)} and hidden "
-            f"{tuple(hidden.shape)}: they are (B, M, L, D) twice and (B, M). Reshape them."
+            f"synthesised is {tuple(synthesised.shape)} and tokens {tuple(tokens.shape)}: they are "
+            "(B, M, L, D) twice. Reshape them."
         )
+    check_table("hidden", hidden, tokens.shape[:2])
     rows = hidden[:, :, None, None]
     guess = torch.where(rows, synthesised, 0).to(wide_type(synthesised))
     truth = torch.where(rows, tokens.detach(), 0).to(guess.dtype)
@@ -108,6 +109,7 @@ def class_contrastive_loss(
     temperature: float = 0.1,
     *,
     gather: bool = True,
+    check_values: bool = True,
     backend: str = "auto",
 ) -> Tensor:
     """Draw together what shares a label, across samples *and* modalities; push the rest apart.
@@ -124,6 +126,7 @@ def class_contrastive_loss(
         present: Modalities that take part; None is all. Others may hold anything.
         temperature: Divides the cosine similarities.
         gather: Contrast with the vectors of all ranks, and mean over all their anchors.
+        check_values: As for ``task_loss``, of multi-hot rows.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``. The fused kernel serves class numbers and
             keeps no matrix of pairs; several labels per sample always take PyTorch.
 
@@ -132,7 +135,7 @@ def class_contrastive_loss(
         - result: scalar
 
     Raises:
-        ValueError: If ``temperature`` is not above 0, or shapes do not fit.
+        ValueError: If ``temperature`` is not above 0, shapes do not fit, or rows are not multi-hot.
 
     Example:
         >>> embeddings = torch.tensor([[[1.0, 0.0]], [[1.0, 0.1]], [[-1.0, 0.0]]])
@@ -144,19 +147,22 @@ def class_contrastive_loss(
         Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out), to which
         it is equal for class numbers. Jaccard weights over modalities: our design.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: it divides scores. Use a number above 0.")
+    check_temperature(temperature)
     if embeddings.ndim != 3 or labels.ndim not in (1, 2) or len(labels) != len(embeddings):
         raise ValueError(
             f"embeddings is {tuple(embeddings.shape)} and labels {tuple(labels.shape)}: they are "
             "(B, M, D), and (B,) or (B, Y). Pool tokens to one vector per modality first."
         )
+    if labels.ndim == 2 and _on_cpu(labels, check_values) and may_look(labels):
+        bad = is_known(labels) & (labels != 0) & (labels != 1)
+        if bool(bad.any()):
+            raise ValueError(
+                f"labels {tuple(labels.shape)} hold {labels[bad][0].item()}: rows are multi-hot, 0 "
+                "or 1. Pass class numbers as (B,), with labels.squeeze(1)."
+            )
     batch_size, modalities = embeddings.shape[:2]
-    if present is not None and present.shape != (batch_size, modalities):
-        raise ValueError(
-            f"present is {tuple(present.shape)}: it is (B, M) = {(batch_size, modalities)}. Give "
-            "one column per modality."
-        )
+    if present is not None:
+        check_table("present", present, (batch_size, modalities))
     known = _labelled(labels)
     used = (
         known.unsqueeze(1).expand(-1, modalities) if present is None else present & known[:, None]
@@ -198,7 +204,12 @@ def class_contrastive_loss(
 
 
 def task_loss(
-    logits: Tensor, labels: Tensor, target: str = "multiclass", *, gather: bool = True
+    logits: Tensor,
+    labels: Tensor,
+    target: str = "multiclass",
+    *,
+    gather: bool = True,
+    check_values: bool = True,
 ) -> Tensor:
     """Cross-entropy, binary cross-entropy or squared error over the labels that are known.
 
@@ -211,21 +222,29 @@ def task_loss(
             values for ``"regression"``.
         target: One of the four kinds.
         gather: Mean over the joint batch of all ranks.
+        check_values: Refuse labels out of range, where looking costs nothing: on the CPU. A GPU
+            would have to wait; ``check_labels`` makes it.
 
     Shape:
         - ``logits``: ``(B, Y)``; ``labels``: ``(B,)`` for ``"multiclass"``, else ``(B, Y)``, or
           ``(B,)`` with ``Y = 1``; result: scalar
 
     Raises:
-        ValueError: If ``target`` is unknown, or labels have another shape or type.
+        ValueError: If ``target`` is unknown, or labels have another shape, type or range.
 
     Example:
         >>> task_loss(torch.zeros(2, 3), torch.tensor([1, -100])).exp().round().item()
         3.0
     """
-    if target not in TARGETS:
-        raise ValueError(f"target={target!r}: it is one of {TARGETS}. Choose one.")
-    _check_kind(labels, logits, target)
+    check_labels(labels, logits, target, check_values=_on_cpu(labels, check_values))
+    return _mean_loss(logits, labels, target, gather)
+
+
+def _on_cpu(labels: Tensor, check_values: bool) -> bool:
+    return check_values and labels.device.type == "cpu"
+
+
+def _mean_loss(logits: Tensor, labels: Tensor, target: str, gather: bool) -> Tensor:
     known = is_known(labels)
     logits = logits.to(wide_type(logits))
     if target == "multiclass":
@@ -238,7 +257,13 @@ def task_loss(
 
 
 def evidence_loss(
-    scores: Tensor, labels: Tensor, present: Tensor, target: str, *, gather: bool = True
+    scores: Tensor,
+    labels: Tensor,
+    present: Tensor,
+    target: str,
+    *,
+    gather: bool = True,
+    check_values: bool = True,
 ) -> Tensor:
     """The task's loss of every present modality's own scores, as if each were a sample.
 
@@ -249,13 +274,15 @@ def evidence_loss(
             zero gradient.
         target: As for ``task_loss``.
         gather: Mean over the joint batch of all ranks.
+        check_values: As for ``task_loss``.
 
     Shape:
         - ``scores``: ``(B, M, Y)``; ``present``: ``(B, M)``; ``labels``: ``(B,)`` or ``(B, Y)``
         - result: scalar
 
     Raises:
-        ValueError: If ``present`` has another shape, or on what ``task_loss`` refuses.
+        ValueError: If ``scores`` or ``present`` has another shape, or on what ``task_loss``
+            refuses.
 
     Example:
         >>> scores = torch.tensor([[[9.0, -9.0], [-9.0, 9.0]]])
@@ -263,18 +290,19 @@ def evidence_loss(
         >>> evidence_loss(scores, torch.tensor([0]), present, "multiclass").round().item()
         0.0
     """
-    if present.shape != scores.shape[:2]:
+    if scores.ndim != 3:
         raise ValueError(
-            f"present is {tuple(present.shape)}: it is (B, M) = {tuple(scores.shape[:2])}. Give "
-            "one column per modality."
+            f"scores is {tuple(scores.shape)}: each modality has its own, (B, M, Y). Stack them "
+            "along axis 1."
         )
-    _check_kind(labels, scores[:, 0], target)
+    check_table("present", present, scores.shape[:2])
+    check_labels(labels, scores[:, 0], target, check_values=_on_cpu(labels, check_values))
     missing = torch.nan if labels.is_floating_point() else IGNORE
     rows, width = present.unsqueeze(-1), 1 if target == "multiclass" else scores.shape[2]
     each = _whole(labels).reshape(labels.shape[0], 1, width)
     truth = torch.where(rows, each, missing)  # (B, M, Y or 1)
     truth = truth.flatten() if target == "multiclass" else truth.flatten(0, 1)
-    return task_loss(torch.where(rows, scores, 0).flatten(0, 1), truth, target, gather=gather)
+    return _mean_loss(torch.where(rows, scores, 0).flatten(0, 1), truth, target, gather)
 
 
 def check_target(target: str, num_classes: int) -> None:
@@ -328,7 +356,14 @@ def check_labels(labels: Tensor, logits: Tensor, target: str, *, check_values: b
 
 
 def _check_kind(labels: Tensor, logits: Tensor, target: str) -> None:
-    """Shape and type."""
+    """Target, shape and type."""
+    if target not in TARGETS:
+        raise ValueError(f"target={target!r}: it is one of {TARGETS}. Choose one.")
+    if logits.ndim != 2:
+        raise ValueError(
+            f"logits is {tuple(logits.shape)}: they are (B, Y), with Y = 1 for one. Use "
+            "logits.unsqueeze(1) for (B,)."
+        )
     expected = logits.shape[:1] if target == "multiclass" else logits.shape
     if labels.shape not in (expected, logits[:, 0].shape) or labels.numel() != expected.numel():
         raise ValueError(

@@ -46,7 +46,7 @@ def _merge(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.flatten(0, 1)
 
 
-# --- presence attention: the mapped axis folds into the samples
+# --- presence attention: the mapped axis folds into the samples; no lengths: a column for each key
 
 
 def _attention_fwd(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import default_collate
 
-__all__ = ["check_visible", "collate", "may_look", "normalise", "visibility"]
+__all__ = ["check_table", "check_visible", "collate", "may_look", "normalise", "visibility"]
 
 
 def normalise(
@@ -62,6 +62,8 @@ def normalise(
         >>> tensors["photo"].tolist()
         [[1.0, 2.0], [0.0, 0.0]]
     """
+    if not names:
+        raise ValueError("names is empty: there is at least one modality. Name what inputs holds.")
     _check_names(inputs, names)
     shapes = shapes or {}
     values = {name: _plain(inputs.get(name)) for name in names}
@@ -156,7 +158,7 @@ def collate(
 
 def visibility(
     present: Tensor,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None,
     num_context: int = 0,
     allow: Tensor | None = None,
 ) -> Tensor:
@@ -164,7 +166,8 @@ def visibility(
 
     Args:
         present: Which modalities may be read.
-        lengths: Tokens of each modality, in the order of the columns of ``present``.
+        lengths: Tokens of each modality, in the order of the columns of ``present``; None if every
+            token has a column of its own.
         num_context: Context tokens, which come first and are always visible.
         allow: Which modality (row) may look at which (column); context sees and is seen by all.
 
@@ -178,25 +181,51 @@ def visibility(
           takes the former as ``attend[:, None, None]``
 
     Raises:
-        ValueError: If ``present`` is not bool ``(B, M)`` with one length per modality.
+        ValueError: If ``present`` is not bool ``(B, M)`` with one length per modality, or
+            ``allow`` not bool ``(M, M)``.
 
     Example:
         >>> visibility(torch.tensor([[True, False]]), lengths=(2, 1), num_context=1).tolist()
         [[True, True, True, False]]
     """
-    if present.ndim != 2 or present.dtype != torch.bool or present.shape[1] != len(lengths):
+    counted = lengths is None or present.shape[1:] == (len(lengths),)
+    if present.ndim != 2 or present.dtype != torch.bool or not counted:
         raise ValueError(
-            f"present is {tuple(present.shape)} {present.dtype} with lengths={tuple(lengths)}: it "
-            "is bool (B, M), and every modality has a length. Give one length per column."
+            f"present is {tuple(present.shape)} {present.dtype} with lengths={lengths}: it is bool "
+            "(B, M), and every modality has a length. Give one length per column."
         )
     attend = _repeat_columns(present, lengths)
     if num_context:
         attend = torch.cat([attend.new_ones(attend.shape[0], num_context), attend], dim=1)
     if allow is None:
         return attend
+    if allow.dtype != torch.bool or allow.shape != (present.shape[1],) * 2:
+        raise ValueError(
+            f"allow is {tuple(allow.shape)} {allow.dtype}: it is bool (M, M) = "
+            f"{(present.shape[1],) * 2}, which modality may look at which. Give one row and one "
+            "column per modality."
+        )
     tokens = _repeat_columns(_repeat_columns(allow, lengths).mT, lengths).mT  # (N, N)
     tokens = torch.nn.functional.pad(tokens, (num_context, 0, num_context, 0), value=True)
     return attend[:, None, None, :] & tokens  # (B, 1, C + N, C + N)
+
+
+def check_table(name: str, table: Tensor, shape: Sequence[int]) -> None:
+    """Refuse a table of modalities that is not bool ``(B, M)``.
+
+    Raises:
+        ValueError: If it is no tensor, or has another type or shape.
+
+    Example:
+        >>> check_table("present", torch.tensor([[True, False]]), (1, 2))
+    """
+    if not isinstance(table, Tensor) or table.dtype != torch.bool or table.shape != shape:
+        is_tensor = isinstance(table, Tensor)
+        what = f"{tuple(table.shape)} {table.dtype}" if is_tensor else f"a {type(table).__name__}"
+        raise ValueError(
+            f"{name} is {what}: it is bool (B, M) = {tuple(shape)}, one column per modality. "
+            f"Convert it with {name}.bool(), or reshape it."
+        )
 
 
 def check_visible(
@@ -363,11 +392,11 @@ def _check_values(
             "mark it absent in present, or "
             + ("put NaN there." if takes_nan else "give NaN an encoder with accepts_nan = True.")
         )
-    what = (
-        f"inputs[{name!r}] is None"
-        if values[name] is None
-        else f"that row of inputs[{name!r}] is NaN"
-    )
+    what = f"that row of inputs[{name!r}] is NaN"
+    if values[name] is None:
+        what = f"inputs[{name!r}] is None"
+    elif all(leaf is None or leaf.numel() == 0 for leaf in tree_leaves(values[name])):
+        what = f"inputs[{name!r}] is empty"
     raise ValueError(
         f"present[{rows[0]}, {name!r}] is True but {what}{others}: an observed row holds numbers. "
         "Pass present=None to infer absence from None and NaN rows, or fill them."
@@ -390,12 +419,14 @@ def _zero_absent(value: Any, observed: Tensor) -> Any:
     return blank(value) if isinstance(value, Tensor) else tree_map(blank, value)
 
 
-def _repeat_columns(table: Tensor, lengths: Sequence[int]) -> Tensor:
+def _repeat_columns(table: Tensor, lengths: Sequence[int] | None) -> Tensor:
     """(R, M) -> (R, N), column m repeated lengths[m] times, without a host-made index tensor."""
+    if lengths is None:
+        return table
     if len(set(lengths)) == 1:
         return table.unsqueeze(-1).expand(*table.shape, lengths[0]).flatten(1)
-    columns = [table[:, m : m + 1].expand(-1, length) for m, length in enumerate(lengths)]
-    return torch.cat(columns, dim=1)
+    columns = zip(table.split(1, dim=1), lengths, strict=True)
+    return torch.cat([column.expand(-1, length) for column, length in columns], dim=1)
 
 
 def _as_tensors(value: Any) -> Any:

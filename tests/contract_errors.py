@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmfusion import CMML, baselines, functional, layers, losses, missingness, presence
+from mmfusion import CMML, baselines, functional, info, layers, losses, missingness, presence
 from mmfusion.layers.reset import reset_children
 
 Z = torch.zeros
@@ -21,10 +21,10 @@ def ids(*shape: int) -> torch.Tensor:
     return Z(*shape, dtype=torch.int64)
 
 
-def contrast(*, width=2, rows=4, **options):
-    columns = (ids(4), yes(4), yes(4))
-    labels = (ids(rows), *columns)
-    return functional.class_contrastive(Z(4, 2), Z(4, width), *labels, **options)
+def contrast(*, width=2, rows=4, used=None, column_labels=None, **options):
+    labels = (ids(rows), ids(4) if column_labels is None else column_labels)
+    counts = (yes(4) if used is None else used, yes(4))
+    return functional.class_contrastive(Z(4, 2), Z(4, width), *labels, *counts, **options)
 
 
 look = partial(functional.retrieve, k=1, temperature=1.0)
@@ -54,6 +54,28 @@ def normalise(inputs: Any, present: Any = None, **options: Any) -> Any:
     return presence.normalise(inputs, ("a", "b"), present, **options)
 
 
+def with_table(table: Any) -> list[tuple[str, Any]]:
+    """Calls with 3 samples of 2 modalities of width 4; None is an answer to some of them."""
+    x = Z(3, 2, 1, 4)
+    calls = [
+        ("present", lambda: layers.ReadoutGate(4)(x, x, table)),
+        ("present", lambda: layers.AbsentTokens(2, 1, 4)(x, table)),
+        ("present", lambda: layers.CRTA(2, 1, 4, 2, 1)(x, Z(3, 4), table)),
+        ("present", lambda: layers.PresencePool(4)(x, table)),
+        ("present", lambda: layers.ConcatPool(2, 4)(x, table)),
+        ("present", lambda: layers.ModalityEvidence(2, 4, 1, "binary")(x, table)),
+        ("present", lambda: losses.evidence_loss(x[:, :, 0], ids(3), table, "multiclass")),
+        ("hidden", lambda: losses.reconstruction_loss(x, x, table)),
+    ]
+    if table is None:
+        return [*calls, ("present", lambda: layers.MemoryBank(2, 4, 4, 2)(x, table))]
+    return [
+        *calls,
+        ("present", lambda: layers.ReferenceAlignment(4, 2)(x, Z(3, 4), table)),
+        ("present", lambda: losses.class_contrastive_loss(x[:, :, 0], ids(3), table)),
+    ]
+
+
 def load_changed() -> None:
     """A saved set of patterns in which somebody has changed one."""
     import tempfile
@@ -78,6 +100,13 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "bool tensor",
             "as_tensor",
         ),
+        (
+            lambda: normalise({"a": Z(1, 0, 3), "b": Z(1, 1)}, yes(1, 2)),
+            r"present\[0, 'a'\] is True but inputs\['a'\] is empty",
+            "holds numbers",
+            "present=None",
+        ),
+        (lambda: presence.normalise({}, ()), "names is empty", "at least one", "Name what"),
         (lambda: normalise({"c": Z(1, 1)}), "holds 'c'", "declared ones are", "Drop or rename"),
         (lambda: normalise({"a": None}), "holds no tensor", "from a tensor", r"=torch\.zeros"),
         (lambda: normalise({"a": 3.0}), r"'a'\] holds a float", "every leaf", "as_tensor"),
@@ -226,6 +255,16 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         (lambda: look(Z(2, 3), Z(0, 3)), r"keys is \(0, 3\)", "at least one slot", "held=0"),
         (lambda: look(Z(2, 3), Z(4, 3), Z(5, 3)), r"values is \(5, 3\)", "all axes", "per key"),
         (lambda: look(Z(2, 3), Z(4, 3), k=0), "k=0", "at least one", "k=None"),
+        (lambda: look(Z(2, 3), Z(4, 3), k=2.0), "k=2.0", "a whole number", "k=None"),
+        (lambda: look(Z(2, 3), Z(4, 3), k=True), "k=True", "a whole number", "k=None"),
+        (lambda: look(Z(2, 3), Z(4, 3), exclude=[1, 2]), "a list", "slot numbers", "as_tensor"),
+        (
+            lambda: look(Z(2, 3), Z(4, 3), temperature=torch.tensor(0.5)),
+            "temperature=0.5",
+            "plain number, and gets no gradient",
+            r"\.item",
+        ),
+        (lambda: look(Z(2, 3), Z(4, 3), temperature=1e-39), "=1e-39", "divides fp32", "above 0"),
         (lambda: look(Z(2, 3), Z(4, 3), temperature=0), "temperature=0", "divides", "above 0"),
         (lambda: look(Z(2, 3), Z(4, 3), similarity="l2"), "'l2'", "'cosine' or 'dot'", "Use"),
         (lambda: look(Z(2, 3), Z(4, 3), held=yes(4)), "bool", "counts the valid", "the count"),
@@ -275,6 +314,7 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         (lambda: attend(q=(1, 2, 1, 3)), "width 3 and k of 4", "multiplied", "Project both"),
         (lambda: attend(present=Z(1, 2)), "float32", "it is bool", "one length per"),
         (lambda: attend(present=yes(1, 3)), r"\(1, 3\)", r"= \(1, 2\)", "one length per"),
+        (lambda: attend(lengths=None, num_context=1), r"\(1, 2\)", r"= \(1, 1\)", "or none"),
         (lambda: attend(lengths=(1, 2)), r"lengths=\(1, 2\) with 2", "make up all", "Correct"),
         (lambda: attend(num_context=1), "num_context=1", "make up all keys", "Correct"),
         (lambda: attend(allow=yes(3, 3)), r"allow is \(3, 3\)", r"\(M, M\)", "Drop allow"),
@@ -282,23 +322,43 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
         (lambda: attend(dropout=1.0), "dropout=1.0", "share", "< 1"),
         (lambda: attend(dropout=0.5), "seed=None", "integer tensor", "randint"),
         (lambda: attend(dropout=0.5, seed=Z(())), "seed=0.0", "integer tensor", "randint"),
+        (lambda: attend(dropout=0.5, seed=5), "seed=5", "integer tensor", "randint"),
+        (lambda: attend(lengths=(3, -1)), r"lengths=\(3, -1\)", "count tokens", "0 or more"),
+        (lambda: attend(num_context=-1), "num_context=-1", "count tokens", "0 or more"),
+        (
+            lambda: functional.presence_attention(
+                Z(1, 2, 1, 4).half(), *[Z(1, 2, 1, 4)] * 2, yes(1, 2)
+            ),
+            "q is torch.float16, k torch.float32",
+            "of one type",
+            "autocast",
+        ),
         (lambda: attend(backend="fast"), "'fast'", "one of 'auto'", "Use 'auto'"),
     ],
     "functional.class_contrastive": [
         (lambda: contrast(temperature=0), "temperature=0", "divides", "above 0"),
         (lambda: contrast(width=3), r"columns \(4, 3\)", "of one width", "Flatten"),
         (lambda: contrast(rows=1), r"labels is \(1,\)", "one entry each", "Reshape"),
+        (lambda: contrast(used=ids(4)), "used is torch.int64", "are bool", r"\.bool"),
+        (lambda: contrast(column_labels=Z(4)), "column_labels torch.float32", "one type", "Conv"),
+        (lambda: contrast(start=1), "start=1 with 4 anchors", "are columns start", "Correct"),
+        (lambda: contrast(start=-1), "start=-1", "are columns start", "Correct"),
     ],
     "functional.why_not_triton": [
         (lambda: functional.why_not_triton("sum"), "op='sum'", "fused ops are", "Name one"),
     ],
-    "layers.ReadoutGate": [
-        (
-            lambda: layers.ReadoutGate(2)(Z(3, 3, 2), Z(3, 3, 2), yes(3)),
-            r"present is \(3,\)",
-            r"\(3, 3\)",
-            r"\.bool\(\)",
-        ),
+    # every layer and loss that takes a table of modalities
+    "presence.check_table": [
+        (call, f"{name} is {what}", r"it is bool \(B, M\) = ", rf"{name}\.bool\(\)")
+        for table, what in (
+            (ids(3, 2), r"\(3, 2\) torch.int64"),
+            (yes(1, 2), r"\(1, 2\) torch.bool"),
+            (None, "a NoneType"),
+        )
+        for name, call in with_table(table)
+    ],
+    "info.backends": [
+        (lambda: info.backends("cuda:7"), "device='cuda:7'", "no CUDA device", "Pass 'cpu'"),
     ],
     "presence.visibility": [
         (
@@ -306,6 +366,12 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             r"\(2, 3\).*\(2, 2\)",
             "every modality has a length",
             "one length per column",
+        ),
+        (
+            lambda: presence.visibility(yes(1, 2), (1, 1), allow=yes(1, 1)),
+            r"allow is \(1, 1\)",
+            r"= \(2, 2\)",
+            "one row",
         ),
     ],
     "layers.reset": [
@@ -324,6 +390,7 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "Leave them out",
         ),
         (lambda: layers.PresenceAttention(4, 3), "num_heads=3 with dim=4", "share", "divisor"),
+        (lambda: layers.PresenceAttention(4, 2, backend="x"), "'x'", "one of 'auto'", "Use 'auto'"),
         (lambda: layers.PresenceAttention(4, 0), "num_heads=0", "evenly", "Choose"),
         (lambda: layers.PresenceAttention(4, 2, dropout=1.0), "dropout=1.0", "share", "< 1"),
         (lambda: attention(Z(1, 2, 4), Z(1, 3, 4), Z(1, 3)), "float32", "it is bool", "~mask"),
@@ -353,6 +420,12 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             r"\(1, 3, 1, 4\)",
             "built for M = 2",
             "Rebuild it",
+        ),
+        (
+            lambda: layers.CRTA(2, 1, 4, 2, 1)(Z(3, 2, 1, 4), Z(5, 3), yes(3, 2)),
+            r"context is \(5, 3\)",
+            "with D = 4",
+            "with that width",
         ),
         (
             lambda: layers.CRTA(2, 1, 4, 2, 1)(Z(3, 2, 1, 4), Z(1, 5, 4), yes(3, 2)),
@@ -392,10 +465,16 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "Convert it",
         ),
         (
-            lambda: layers.AbsentTokens(2, 1, 4)(Z(1, 2, 1, 4), yes(1, 3)),
-            r"present \(1, 3\)",
+            lambda: layers.AbsentTokens(2, 1, 4)(Z(1, 3, 1, 4), yes(1, 3)),
+            r"\(1, 3, 1, 4\)",
             "built for",
             "reshape them",
+        ),
+        (
+            lambda: tokens({"a": [Z(1, 5, 2), yes(1, 5), yes(1, 5)]}),
+            "'a' are a list of 3",
+            "a pair",
+            "one of the two",
         ),
     ],
     "layers.ConcatPool": [
@@ -406,9 +485,9 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "Rebuild it",
         ),
         (
-            lambda: layers.ConcatPool(2, 4)(Z(3, 2, 1, 4), yes(3, 1)),
-            r"present \(3, 1\)",
-            r"\(B, M\)",
+            lambda: layers.PresencePool(4)(Z(3, 2, 4), yes(3, 2)),
+            r"tokens is \(3, 2, 4\)",
+            r"D = 4",
             "reshape them",
         ),
     ],
@@ -437,12 +516,6 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             r"tokens is \(3, 1, 1, 4\)",
             "M = 2",
             "Rebuild it",
-        ),
-        (
-            lambda: layers.ModalityEvidence(2, 4, 1, "binary")(Z(3, 2, 1, 4), yes(3, 1)),
-            r"present \(3, 1\)",
-            r"\(B, M\)",
-            "reshape them",
         ),
     ],
     "layers.ModalityEncoders": [
@@ -474,6 +547,7 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "divides",
             "above 0",
         ),
+        (lambda: layers.MemoryBank(2, 4, 3, 2, backend="x"), "'x'", "one of 'auto'", "Use 'auto'"),
         (lambda: layers.MemoryBank(2, 4, 3, 2, sync="all"), "sync='all'", "shared by", "Choose"),
         (lambda: layers.PrototypeMemory(2, 0, 3), "num_slots=0", "at least one", "Use 1"),
         (
@@ -504,6 +578,7 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "keeps num_labels=1",
             "num_labels=Y",
         ),
+        (lambda: bank.write(Z(1, 2, 3), yes(1, 2), ids(1) - 7), "-7", "from 0", "or pass None"),
         (
             lambda: bank.write(Z(1, 2, 3) + NAN, yes(1, 2)),
             r"vectors\[0, 0\]",
@@ -513,8 +588,8 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
     ],
     "losses": [
         (
-            lambda: losses.reconstruction_loss(Z(1, 2, 1, 4), Z(1, 2, 1, 4), yes(1, 3)),
-            r"hidden \(1, 3\)",
+            lambda: losses.reconstruction_loss(Z(1, 2, 1, 4), Z(1, 2, 1, 5), yes(1, 2)),
+            r"tokens \(1, 2, 1, 5\)",
             r"\(B, M, L, D\) twice",
             "Reshape",
         ),
@@ -537,16 +612,22 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             "Pool tokens",
         ),
         (
-            lambda: losses.class_contrastive_loss(Z(2, 1, 3), ids(2), yes(2, 2)),
-            r"present is \(2, 2\)",
-            r"= \(2, 1\)",
-            "one column",
+            lambda: losses.class_contrastive_loss(Z(2, 1, 3), ids(2, 1) + 5),
+            r"labels \(2, 1\) hold 5",
+            "multi-hot",
+            r"squeeze\(1\)",
         ),
         (
-            lambda: losses.evidence_loss(Z(2, 3, 4), ids(2), yes(1, 3), "multiclass"),
-            r"present is \(1, 3\)",
-            r"= \(2, 3\)",
-            "one column",
+            lambda: losses.evidence_loss(Z(2, 4), ids(2), yes(2, 4), "multiclass"),
+            r"scores is \(2, 4\)",
+            r"\(B, M, Y\)",
+            "Stack them",
+        ),
+        (
+            lambda: losses.evidence_loss(Z(2, 3, 4), ids(2) + 4, yes(2, 3), "multiclass"),
+            r"labels\[0\] is 4",
+            "0 to 3",
+            "Correct it",
         ),
         (
             lambda: losses.evidence_loss(Z(2, 3, 4), ids(1), yes(2, 3), "multiclass"),
@@ -554,6 +635,9 @@ WRONG: dict[str, list[tuple[Any, str, str, str]]] = {
             r"\(2,\)",
             "Reshape",
         ),
+        (lambda: losses.task_loss(Z(2), Z(2), "binary"), r"logits is \(2,\)", "Y = 1", "unsqu"),
+        (lambda: losses.task_loss(Z(2, 1), Z(2) + 5, "binary"), "is 5.0", "0 or 1", "Correct"),
+        (lambda: losses.task_loss(Z(2, 3), ids(2) + 3), r"labels\[0\] is 3", "0 to 2", "Correct"),
         (lambda: losses.task_loss(Z(2, 3), Z(2)), "float32", "whole", r"\.long\(\)"),
         (
             lambda: losses.task_loss(Z(2, 3), ids(2, 3), "regression"),

@@ -121,7 +121,43 @@ def test_kept_key_norms_change_nothing(grouped, learns):
     for one, other in zip(plain, kept, strict=True):
         close("retrieve", one, other)
     wrong = retrieve(query, keys, k=5, temperature=0.2, key_scale=scale.flip(-1))
-    assert not torch.equal(wrong[2], plain[2])
+    assert torch.equal(wrong[2], plain[2]) == learns  # keys that learn outrun what was kept
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+def test_kept_key_norms_have_no_part_in_forward_mode():
+    query, keys = torch.randn(3, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    scale = keys.norm(dim=-1).reciprocal()
+    call = lambda keys: retrieve(query, keys, k=2, temperature=0.5, key_scale=scale)[0]  # noqa: E731
+    torch.testing.assert_close(torch.func.jacfwd(call)(keys), torch.func.jacrev(call)(keys))
+
+
+@pytest.mark.parametrize("wanted", [None, torch.tensor([True, False])])
+def test_a_long_query_finds_its_direction_in_a_half_precision_bank(wanted):
+    query = torch.tensor([[1e5, 0.0], [NAN, 1.0]] if wanted is not None else [[1e5, 0.0], [0, 1e6]])
+    query.requires_grad_()
+    keys = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).half()
+    readout, weights, indices = retrieve(query, keys, k=1, temperature=0.1, wanted=wanted)
+    assert indices.flatten().tolist() == ([1, 0] if wanted is None else [1, -1])
+    assert (readout.dtype, weights[0].item()) == (torch.float32, 1.0)
+    readout.sum().backward()
+    assert query.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("k", [2, 5, None])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_the_coldest_temperature_is_argmax(k, similarity):
+    query, keys = -torch.ones(1, 2) * 1e4, torch.tensor([[3.0, 3.0], [2.0, 2.5], [5.0, 1.0]])
+    query.requires_grad_()
+    coldest = torch.finfo(torch.float32).tiny
+    readout, weights, indices = retrieve(
+        query, keys, k=k, temperature=coldest, similarity=similarity, held=2
+    )
+    best = indices[0, weights[0].argmax()].item()
+    assert weights.max() == 1
+    assert torch.equal(readout[0], keys[best])
+    readout.sum().backward()
+    assert query.grad.isfinite().all()
 
 
 def test_results_have_the_documented_types_and_carry_gradient_only_where_documented():
@@ -155,6 +191,7 @@ WRONG_RETRIEVE = [
     (FLAT, {"k": 0}, "k=0", "at least one slot", "k=None"),
     (FLAT, {"k": -3}, "k=-3", "at least one slot", "k=None"),
     (FLAT, {"temperature": 0.0}, "temperature=0.0", "divides", "above 0"),
+    (FLAT, {"temperature": float("inf")}, "temperature=inf", "divides", "above 0"),
     (FLAT, {"temperature": NAN}, "temperature=nan", "divides", "above 0"),
     (FLAT, {"similarity": "l2"}, "similarity='l2'", "'cosine' or 'dot'", "Use one"),
     (FLAT, {"held": torch.ones(4).bool()}, "held is (4,) torch.bool", "counts", "Pass the count"),
@@ -223,6 +260,15 @@ def test_attention_is_the_reference(backend):
     assert out.shape == q.shape
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_without_lengths_every_key_has_a_column(allowed):
+    x, present = tokens(6), torch.rand(2, 5) < 0.6
+    allow = torch.rand(5, 5) < 0.6 if allowed else None
+    options = {"num_context": 1, "allow": allow}
+    out = presence_attention(x, x, x, present, **options)
+    assert torch.equal(out, presence_attention(x, x, x, present, lengths=(1,) * 5, **options))
+
+
 def test_the_seed_is_idle_without_dropout():
     x, present = tokens(2), torch.ones(2, 2).bool()
     out = presence_attention(x, x, x, present, lengths=(1, 1), seed=torch.tensor(1))
@@ -245,6 +291,7 @@ WRONG_ATTENTION = [
     ({"present": torch.ones(2, 2)}, "present is (2, 2) torch.float32", "bool", "one length"),
     ({"present": torch.ones(2, 3).bool()}, "present is (2, 3)", "(2, 2)", "one length per"),
     ({"present": torch.ones(1, 2).bool()}, "present is (1, 2)", "(2, 2)", "one length per"),
+    ({"lengths": None}, "present is (2, 2)", "(2, 3)", "one column per key"),
     ({"lengths": (2, 2)}, "lengths=(2, 2) with 3 keys", "make up all keys", "Correct"),
     ({"num_context": 1}, "num_context=1", "make up all keys", "Correct the lengths"),
     ({"allow": torch.ones(2, 2)}, "allow is (2, 2) torch.float32", "bool (M, M)", "Drop allow"),
@@ -304,6 +351,34 @@ def test_attention_casts_its_operands_under_autocast(dtype, dropout):
     plain = presence_attention(*(x.to(dtype) for x in (q, k, v)), present, **arguments)
     assert cast.dtype == dtype
     assert torch.equal(cast, plain)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_autocast_leaves_double_precision_alone(dropout):
+    q, present = tokens(3, dtype=torch.float64), torch.tensor([[True, False], [True, True]])
+    arguments = {"lengths": (1, 2), "dropout": dropout, "seed": torch.tensor(1)}
+    with torch.autocast("cpu", torch.bfloat16):
+        out = presence_attention(q, q, q, present, **arguments)
+    assert torch.equal(out, presence_attention(q, q, q, present, **arguments))
+
+
+# class_contrastive
+
+
+def test_what_does_not_count_reaches_no_gradient():
+    leaves = [torch.randn(3, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)]
+    used, real = torch.tensor([True, True, False]), torch.tensor([True, True, False, False])
+    labels = torch.zeros(4, dtype=torch.int64)
+    results = []
+    for junk in (0.0, NAN):
+        rows, columns = (
+            torch.where(counts.unsqueeze(1), x, junk)
+            for x, counts in zip(leaves, (used, real), strict=True)
+        )
+        loss, _ = functional.class_contrastive(rows, columns, labels[:3], labels, used, real)
+        results.append((loss, *torch.autograd.grad(loss.sum(), leaves)))
+    for clean, dirty in zip(*results, strict=True):
+        assert torch.equal(clean, dirty)
 
 
 # backends

@@ -175,7 +175,7 @@ def contrastive_bwd_kernel(
                 dscores = weight * (share - tl.where(same, 1.0 / number, 0.0))
                 vector = tl.load(
                     column_ptr + column[:, None] * D + feature[None, :],
-                    mask=(column < C)[:, None] & (feature < D)[None, :],
+                    mask=other_active[:, None] & (feature < D)[None, :],  # others may hold NaN
                     other=0.0,
                 )
                 drow = tl.dot(dscores, vector, drow, input_precision=PRECISION)

@@ -8,7 +8,6 @@ bits. Online softmax: Milakov and Gimelshein 2018; backward from the log-sum-exp
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import triton
@@ -16,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmfusion.kernels.launch import on_device, options, pick, precision
+from mmfusion.presence import visibility
 
 __all__ = ["presence_attention_backward", "presence_attention_forward"]
 
@@ -23,23 +23,20 @@ _LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def _visible_keys(present_ptr, modality_ptr, sample, key, N, M):
-    """Modality of each key, and whether it may be read; context carries the number M."""
-    modality = tl.load(modality_ptr + key, mask=key < N, other=-1)
-    observed = tl.load(
-        present_ptr + sample * M + modality, mask=(modality >= 0) & (modality < M), other=0
-    )
-    return modality, (observed != 0) | (modality == M)
+def _visible(present_ptr, key, N):
+    """Which keys may be read; the second comparison spares registers."""
+    return (tl.load(present_ptr + key, mask=key < N, other=0) != 0) & (key < N)
 
 
 @triton.jit
-def _pairs(visible, modality, allow_ptr, modality_ptr, query, Nq, HAS_ALLOW: tl.constexpr):
+def _pairs(visible, allow_ptr, modality_ptr, query, key, Nq, N, HAS_ALLOW: tl.constexpr):
     """(queries, keys) True where the query may look at the key."""
     pair = (query < Nq)[:, None] & visible[None, :]
-    if HAS_ALLOW:
+    if HAS_ALLOW:  # context carries the number M
         asker = tl.load(modality_ptr + query, mask=query < Nq, other=0)
+        asked = tl.load(modality_ptr + key, mask=key < N, other=0)
         word = tl.load(allow_ptr + asker)  # one bit per modality that may be looked at
-        pair = pair & (((word[:, None] >> tl.maximum(modality, 0)[None, :]) & 1) != 0)
+        pair = pair & (((word[:, None] >> asked[None, :]) & 1) != 0)
     return pair
 
 
@@ -57,7 +54,7 @@ def _kept(seed, row, key, N, dropout):
     return _shift(x ^ _shift(x, 31), 40).to(tl.float32) * 5.9604644775390625e-08 >= dropout
 
 
-@triton.jit(do_not_specialize=["Nq", "N", "H", "M"])
+@triton.jit(do_not_specialize=["Nq", "N", "H"])
 def presence_attention_fwd_kernel(
     q_ptr,
     k_ptr,
@@ -82,7 +79,6 @@ def presence_attention_fwd_kernel(
     Nq,
     N,
     H,
-    M,
     DH: tl.constexpr,
     BLOCK_DH: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -103,6 +99,7 @@ def presence_attention_fwd_kernel(
     q_ptr += sample * q_sample + head * q_head
     k_ptr += sample * k_sample + head * k_head
     v_ptr += sample * v_sample + head * v_head
+    present_ptr += sample * N
     q = tl.load(q_ptr + query[:, None] * q_token + width[None, :], mask=q_mask, other=0.0)
     if UPCAST:
         q = q.to(tl.float32)
@@ -111,7 +108,7 @@ def presence_attention_fwd_kernel(
     mixed = tl.zeros([BLOCK_M, BLOCK_DH], tl.float32)
     for start in range(0, N, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
-        modality, visible = _visible_keys(present_ptr, modality_ptr, sample, key, N, M)
+        visible = _visible(present_ptr, key, N)
         if tl.max(visible.to(tl.int32), 0) > 0:
             mask = visible[:, None] & (width < DH)[None, :]
             k = tl.load(k_ptr + key[:, None] * k_token + width[None, :], mask=mask, other=0.0)
@@ -119,7 +116,7 @@ def presence_attention_fwd_kernel(
             if UPCAST:
                 k = k.to(tl.float32)
                 v = v.to(tl.float32)
-            pair = _pairs(visible, modality, allow_ptr, modality_ptr, query, Nq, HAS_ALLOW)
+            pair = _pairs(visible, allow_ptr, modality_ptr, query, key, Nq, N, HAS_ALLOW)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
             scores = tl.where(pair, scores, float("-inf"))
             better = tl.maximum(best, tl.max(scores, 1))
@@ -146,7 +143,7 @@ def presence_attention_fwd_kernel(
     tl.store(lse_ptr + owner * Nq + query, lse, mask=query < Nq)
 
 
-@triton.jit(do_not_specialize=["Nq", "N", "H", "M"])
+@triton.jit(do_not_specialize=["Nq", "N", "H"])
 def presence_attention_bwd_kernel(
     grad_ptr,
     q_ptr,
@@ -176,7 +173,6 @@ def presence_attention_bwd_kernel(
     Nq,
     N,
     H,
-    M,
     DH: tl.constexpr,
     BLOCK_DH: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -193,6 +189,7 @@ def presence_attention_bwd_kernel(
     q_ptr += sample * q_sample + head * q_head
     k_ptr += sample * k_sample + head * k_head
     v_ptr += sample * v_sample + head * v_head
+    present_ptr += sample * N
     first_query = (sample * Nq * H + head) * DH
     grad_ptr += first_query
     out_ptr += first_query
@@ -202,7 +199,7 @@ def presence_attention_bwd_kernel(
     lse_ptr += owner * Nq
     for start in range(0, N, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
-        modality, visible = _visible_keys(present_ptr, modality_ptr, sample, key, N, M)
+        visible = _visible(present_ptr, key, N)
         dk = tl.zeros([BLOCK_N, BLOCK_DH], tl.float32)
         dv = tl.zeros([BLOCK_N, BLOCK_DH], tl.float32)
         needed = tl.max(visible.to(tl.int32), 0)
@@ -228,7 +225,7 @@ def presence_attention_bwd_kernel(
                     q = q.to(tl.float32)
                     grad = grad.to(tl.float32)
                 lse = tl.load(lse_ptr + query, mask=query < Nq, other=float("inf"))
-                pair = _pairs(visible, modality, allow_ptr, modality_ptr, query, Nq, HAS_ALLOW)
+                pair = _pairs(visible, allow_ptr, modality_ptr, query, key, Nq, N, HAS_ALLOW)
                 scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
                 weights = tl.exp2(tl.where(pair, scores, float("-inf")) - lse[:, None])
                 dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
@@ -286,7 +283,6 @@ def presence_attention_forward(
             queries,
             k.shape[1],
             heads,
-            present.shape[1],
             DH=width,
             BLOCK_DH=max(16, triton.next_power_of_2(width)),
             HAS_ALLOW=allow is not None,
@@ -345,7 +341,6 @@ def presence_attention_backward(
             queries,
             k.shape[1],
             heads,
-            present.shape[1],
             DH=width,
             BLOCK_DH=max(16, triton.next_power_of_2(width)),
             ONE_BLOCK=one_block,
@@ -365,30 +360,24 @@ def _visibility(
     allow: Tensor | None,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Presence bytes, the modality of each token, the words of ``allow``, and the seed."""
-    modality = _modality_table(tuple(lengths), num_context, present.device)
-    words = modality  # unused pointers still have to be valid
+    """A byte per key; for ``allow`` each token's modality, and its words; and the seed.
+
+    Made on the device: a copy from the host waits, and no CUDA graph can hold one, nor may a table
+    outlive the call inside of it.
+    """
+    visible = visibility(present, lengths or None, num_context).contiguous().view(torch.uint8)
+    modality = words = visible  # unused pointers still have to be valid
     if allow is not None:
-        bits = torch.arange(allow.shape[1], device=allow.device)
-        context = 1 << allow.shape[1]
+        num_modalities = allow.shape[1]
+        bits = torch.arange(num_modalities, device=allow.device)
+        context = 1 << num_modalities
         words = (allow.long() << bits).sum(1) + context
         words = torch.cat([words, words.new_full((1,), 2 * context - 1)])
-    return (
-        present.contiguous().view(torch.uint8),
-        modality,
-        words,
-        modality if seed is None else seed.reshape(1).long(),
-    )
-
-
-@lru_cache(maxsize=256)
-def _modality_table(lengths: tuple[int, ...], num_context: int, device: torch.device) -> Tensor:
-    """(N,) int32; sizes are fixed by the model, so a table is copied to the device only once."""
-    table = [len(lengths)] * num_context
-    for modality, length in enumerate(lengths):
-        table += [modality] * length
-    with torch.inference_mode(False):
-        return torch.tensor(table, dtype=torch.int32, device=device)
+        sizes = [num_context, *(lengths or [1] * num_modalities)]
+        numbers = [num_modalities, *range(num_modalities)]
+        parts = [bits.new_full((n,), m) for n, m in zip(sizes, numbers, strict=True)]
+        modality = torch.cat(parts).int()  # (N,)
+    return visible, modality, words, visible if seed is None else seed.reshape(1).long()
 
 
 def _addressable(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmfusion.layers.attention import PresenceAttention
 from mmfusion.layers.reset import reset_children
 from mmfusion.layers.tokens import per_sample
+from mmfusion.presence import check_table
 
 __all__ = ["ReferenceAlignment"]
 
@@ -33,7 +34,8 @@ class ReferenceAlignment(nn.Module):
         - ``present``: ``(B, M)``, True = take part; None is everything
 
     Raises:
-        ValueError: If ``num_heads`` does not divide ``dim``, or ``context`` has another shape.
+        ValueError: If ``num_heads`` does not divide ``dim``, or ``context`` or ``present`` has
+            another shape.
 
     Example:
         >>> align = ReferenceAlignment(8, num_heads=2)
@@ -99,5 +101,6 @@ class ReferenceAlignment(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if present is None:
             present = torch.ones(completed.shape[:2], dtype=torch.bool, device=completed.device)
+        check_table("present", present, completed.shape[:2])
         x = torch.where(present[:, :, None, None], completed, 0).flatten(1, 2)  # (B, N, D)
-        return x, self.norm_tokens(x), per_sample(context, x.shape[0]), present
+        return x, self.norm_tokens(x), per_sample(context, x.shape[0], x.shape[-1]), present

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfusion import reference
-from mmfusion.functional import presence_attention
+from mmfusion.functional import check_backend, presence_attention
 from mmfusion.layers.reset import reset_children
 from mmfusion.presence import visibility
 
@@ -69,6 +69,7 @@ class PresenceAttention(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: it is a share of weights. Use 0 <= dropout < 1.")
+        check_backend(backend)
         self.num_heads = num_heads
         self.dropout = dropout
         self.backend = backend
@@ -103,7 +104,6 @@ class PresenceAttention(nn.Module):
                     "it. Leave them out, with backend='auto'."
                 )
             return self._attend_pairwise(queries, keys, attend)
-        lengths = (1,) * (keys.shape[1] - num_context) if lengths is None else lengths
         q, k, v = self._project(queries, _clean(keys, attend, lengths, num_context))
         out = presence_attention(
             q,
@@ -166,11 +166,16 @@ def _check_attend(queries: Tensor, keys: Tensor, attend: Tensor) -> None:
         )
 
 
-def _clean(keys: Tensor, present: Tensor, lengths: Sequence[int], num_context: int) -> Tensor:
+def _clean(
+    keys: Tensor, present: Tensor, lengths: Sequence[int] | None, num_context: int
+) -> Tensor:
     """Zeros under hidden keys, before the projection: NaN would spoil its weight's gradient."""
-    if present.shape[1:] != (len(lengths),) or num_context + sum(lengths) != keys.shape[1]:
+    columns, tokens = present.shape[1], present.shape[1]
+    if lengths is not None:
+        columns, tokens = len(lengths), sum(lengths)
+    if present.shape[1:] != (columns,) or num_context + tokens != keys.shape[1]:
         raise ValueError(
-            f"attend is {tuple(present.shape)} with lengths={tuple(lengths)}, num_context="
+            f"attend is {tuple(present.shape)} with lengths={lengths}, num_context="
             f"{num_context} and {keys.shape[1]} keys: there is one column per modality (or per "
             "key, without lengths), and context and modality tokens make up all keys. Correct them."
         )

@@ -210,7 +210,7 @@ class CRTA(nn.Module):
     def forward(self, tokens: Tensor, context: Tensor, present: Tensor) -> CRTAOutput:
         """Synthesise every modality and complete the absent ones."""
         z = self.absent(tokens, present)  # z_0
-        c = per_sample(context, tokens.shape[0])
+        c = per_sample(context, tokens.shape[0], tokens.shape[-1])
         readable = present
         stages = []
         for block in self.blocks:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmfusion.layers.head import Head
 from mmfusion.layers.reset import reset_children
 from mmfusion.layers.uncast import uncast
+from mmfusion.presence import check_table
 from mmfusion.ranks import joint_sum
 from mmfusion.reference import wide_type
 
@@ -129,12 +130,13 @@ class ModalityEvidence(nn.Module):
     def forward(self, tokens: Tensor, present: Tensor) -> EvidenceOutput:
         """What each says, what it adds, and the sum."""
         sizes = (len(self.heads), self.dim)
-        if tokens.shape[1::2] != sizes or present.shape != tokens.shape[:2]:
+        if tokens.shape[1::2] != sizes:
             raise ValueError(
-                f"tokens is {tuple(tokens.shape)} and present {tuple(present.shape)}: this layer "
-                f"was built for M = {sizes[0]} modalities of width D = {sizes[1]}, so they are "
-                "(B, M, L, D) and (B, M). Rebuild it, or reshape them."
+                f"tokens is {tuple(tokens.shape)}: this layer was built for M = {sizes[0]} "
+                f"modalities of width D = {sizes[1]}, so they are (B, M, L, D). Rebuild it, or "
+                "reshape them."
             )
+        check_table("present", present, tokens.shape[:2])
         rows = present.unsqueeze(-1)
         pooled = torch.where(rows.unsqueeze(-1), tokens, 0).mean(2)  # (B, M, D)
         scores = torch.stack(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfusion.layers.reset import reset_children
+from mmfusion.presence import check_table
 
 __all__ = ["ReadoutGate"]
 
@@ -58,11 +59,7 @@ class ReadoutGate(nn.Module):
 
     def forward(self, query: Tensor, readout: Tensor, present: Tensor) -> Tensor:
         """Between ``query`` and ``readout`` where absent, ``query`` itself where present."""
-        if present.dtype != torch.bool or present.shape != query.shape[:2]:
-            raise ValueError(
-                f"present is {tuple(present.shape)} {present.dtype}: it is bool (B, M) = "
-                f"{tuple(query.shape[:2])}. Convert it with present.bool()."
-            )
+        check_table("present", present, query.shape[:2])
         absent = ~present.reshape(*present.shape, *[1] * (query.ndim - 2))
         clean = torch.where(absent, query, 0)
         readout = readout.to(clean.dtype)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmfusion.functional import retrieve
+from mmfusion.functional import check_backend, check_temperature, retrieve
 from mmfusion.layers.gate import ReadoutGate
 from mmfusion.layers.reset import reset_children
 from mmfusion.layers.uncast import uncast
@@ -49,7 +49,8 @@ class MemoryBank(nn.Module):
         num_labels: Width of a label row: 1 for a class number or one target, else ``Y``.
         sync: ``"gather"`` exchanges rows over ranks in ``write``; ``"local"`` keeps a bank per
             rank, and needs DDP's ``broadcast_buffers=False``, which else copies rank 0's.
-        check_values: Refuse observed NaN and Inf in ``write``. It waits for a GPU.
+        check_values: Refuse observed NaN and Inf, and negative ids, in ``write``. It waits for a
+            GPU.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``, as in ``functional.retrieve``.
         device: Where the slots live.
         dtype: Type of the slots; what is written is cast to it. Labels are float32, whatever the
@@ -101,8 +102,8 @@ class MemoryBank(nn.Module):
                 f"num_neighbours={num_neighbours} with num_slots={num_slots}: a readout mixes "
                 "between 1 and num_slots vectors. Lower num_neighbours or raise num_slots."
             )
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: it divides scores. Use a number above 0.")
+        check_temperature(temperature)
+        check_backend(backend)
         if sync not in ("gather", "local"):
             raise ValueError(
                 f"sync={sync!r}: a bank is shared by 'gather' or kept 'local'. Choose one."
@@ -172,7 +173,7 @@ class MemoryBank(nn.Module):
         num_labels = self.labels.shape[-1]
         _check_rows(vectors, present, self.slots, sample_ids, labels, num_labels)
         if self.check_values and may_look(vectors):
-            _check_finite(vectors.to(self.slots.dtype), present)
+            _check_values(vectors.to(self.slots.dtype), present, sample_ids)
         if sample_ids is None:
             sample_ids = torch.full_like(present[:, 0], -1, dtype=torch.int64)
         if labels is None:
@@ -313,7 +314,12 @@ def _check_rows(
         )
 
 
-def _check_finite(vectors: Tensor, present: Tensor) -> None:
+def _check_values(vectors: Tensor, present: Tensor, sample_ids: Tensor | None) -> None:
+    if sample_ids is not None and bool((sample_ids < 0).any()):
+        raise ValueError(
+            f"sample_ids hold {sample_ids.min().item()}: ids count from 0, and a negative one "
+            "would match no query. Number the samples, or pass None."
+        )
     bad = present & ~vectors.isfinite().all(-1)
     if bool(bad.any()):
         row, modality = bad.nonzero()[0].tolist()

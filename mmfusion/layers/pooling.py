@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mmfusion.functional import presence_attention
 from mmfusion.layers.reset import reset_children
+from mmfusion.presence import check_table
 
 __all__ = ["ConcatPool", "PresencePool"]
 
@@ -23,6 +24,9 @@ class PresencePool(nn.Module):
         - ``tokens``: ``(B, M, L, D)``
         - ``present``: ``(B, M)``, True = counts
         - result: ``(B, D)``
+
+    Raises:
+        ValueError: If ``tokens`` is not ``D`` wide, or ``present`` not bool ``(B, M)``.
 
     Example:
         >>> pool = PresencePool(2)
@@ -59,6 +63,12 @@ class PresencePool(nn.Module):
 
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
         """One vector per sample."""
+        if tokens.ndim != 4 or tokens.shape[-1:] != self.query.shape:
+            raise ValueError(
+                f"tokens is {tuple(tokens.shape)}: this pool was built for D = {len(self.query)}, "
+                "so they are (B, M, L, D). Rebuild it, or reshape them."
+            )
+        check_table("present", present, tokens.shape[:2])
         clean = torch.where(present[:, :, None, None], tokens, 0)
         keys = self.norm(clean).flatten(1, 2).unsqueeze(2)  # (B, N, 1, D)
         query = self.query.to(keys.dtype).expand(keys.shape[0], 1, 1, -1)
@@ -126,12 +136,13 @@ class ConcatPool(nn.Module):
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
         """One vector per sample."""
         sizes = tokens.shape[1] * tokens.shape[-1]
-        if sizes != self.project.in_features or present.shape != tokens.shape[:2]:
+        if tokens.ndim != 4 or sizes != self.project.in_features:
             raise ValueError(
-                f"tokens is {tuple(tokens.shape)} and present {tuple(present.shape)}: this pool "
-                f"was built for M * D = {self.project.in_features}, so they are (B, M, L, D) and "
-                "(B, M). Rebuild it, or reshape them."
+                f"tokens is {tuple(tokens.shape)}: this pool was built for M * D = "
+                f"{self.project.in_features}, so they are (B, M, L, D). Rebuild it, or reshape "
+                "them."
             )
+        check_table("present", present, tokens.shape[:2])
         pooled = torch.where(present[:, :, None, None], tokens, 0).mean(2)
         fused: Tensor = self.project(self.dropout(pooled.flatten(1)))  # (B, D)
         return fused

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmfusion.functional import retrieve
+from mmfusion.functional import check_backend, check_temperature, retrieve
 from mmfusion.layers.gate import ReadoutGate
 from mmfusion.layers.memory import MemoryReadout, check_query
 from mmfusion.layers.reset import reset_children
@@ -57,8 +57,8 @@ class PrototypeMemory(nn.Module):
             raise ValueError(
                 f"num_slots={num_slots}: there is at least one prototype. Use 1 or more."
             )
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: it divides scores. Use a number above 0.")
+        check_temperature(temperature)
+        check_backend(backend)
         self.temperature = temperature
         self.backend = backend
         self.gate = ReadoutGate(dim, device=device, dtype=dtype)

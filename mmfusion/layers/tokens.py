@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmfusion.functional import presence_attention
 from mmfusion.layers.reset import reset_children
-from mmfusion.presence import normalise
+from mmfusion.presence import check_table, normalise
 from mmfusion.reference import autocasts
 
 __all__ = ["AbsentTokens", "ContextTokens", "ModalityTokens", "per_sample"]
@@ -157,20 +157,22 @@ class ContextTokens(nn.Module):
         return self.tokens.expand(batch_size, -1, -1)
 
 
-def per_sample(context: Tensor, batch_size: int) -> Tensor:
+def per_sample(context: Tensor, batch_size: int, dim: int) -> Tensor:
     """Context once per sample: ``(C, D)`` or ``(B, C, D)`` -> ``(B, C, D)``.
 
     Raises:
         ValueError: If it has another shape.
 
     Example:
-        >>> tuple(per_sample(torch.ones(3, 4), batch_size=2).shape)
+        >>> tuple(per_sample(torch.ones(3, 4), batch_size=2, dim=4).shape)
         (2, 3, 4)
     """
-    if context.ndim != 2 and (context.ndim != 3 or context.shape[0] != batch_size):
+    fits = context.ndim == 2 or (context.ndim == 3 and context.shape[0] == batch_size)
+    if not fits or context.shape[-1] != dim:
         raise ValueError(
-            f"context is {tuple(context.shape)} for {batch_size} samples: it is (C, D), the same "
-            "for all, or (B, C, D). Drop or expand its first axis."
+            f"context is {tuple(context.shape)} for {batch_size} samples of width {dim}: it is "
+            f"(C, D), the same for all, or (B, C, D), with D = {dim}. Drop or expand its first "
+            "axis, or build it with that width."
         )
     return context.expand(batch_size, -1, -1)
 
@@ -226,12 +228,13 @@ class AbsentTokens(nn.Module):
 
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
         """Observed tokens, and learned ones elsewhere."""
-        if tokens.shape[1:] != self.tokens.shape or present.shape != tokens.shape[:2]:
+        if tokens.shape[1:] != self.tokens.shape:
             raise ValueError(
-                f"tokens is {tuple(tokens.shape)} and present {tuple(present.shape)}: this layer "
-                f"was built for (M, L, D) = {tuple(self.tokens.shape)}, so they are (B, M, L, D) "
-                "and (B, M). Rebuild it, or reshape them."
+                f"tokens is {tuple(tokens.shape)}: this layer was built for (M, L, D) = "
+                f"{tuple(self.tokens.shape)}, so they are (B, M, L, D). Rebuild it, or reshape "
+                "them."
             )
+        check_table("present", present, tokens.shape[:2])
         return torch.where(present[:, :, None, None], tokens, self.tokens)
 
 
@@ -272,8 +275,7 @@ class _Tokeniser(nn.Module):
             pooled = hidden.squeeze(1) + 0 * self.queries.to(hidden.dtype)  # their gradient is zero
         else:
             queries = self.queries.to(hidden.dtype).expand(hidden.shape[0], -1, -1).unsqueeze(2)
-            steps = (1,) * sequence.shape[1]
-            pooled = presence_attention(queries, hidden, hidden, valid, lengths=steps).squeeze(2)
+            pooled = presence_attention(queries, hidden, hidden, valid).squeeze(2)
         mixed = torch.einsum("bld,lde->ble", pooled, self.mix.to(pooled.dtype))
         return self.norm_out(mixed) + self.embedding
 
@@ -281,7 +283,12 @@ class _Tokeniser(nn.Module):
 def _as_sequence(name: str, value: Any, weight: Tensor) -> tuple[Tensor, Tensor | None]:
     """A vector, sequence or map -> (B, T, F), and which steps are real; None for a vector."""
     valid, width = None, weight.shape[1]
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):  # default_collate makes lists of tuples
+        if len(value) != 2 or not all(isinstance(part, Tensor) for part in value):
+            raise ValueError(
+                f"features of {name!r} are a {type(value).__name__} of {len(value)}: a sequence is "
+                "a tensor, or a pair (tokens, valid). Pass one of the two."
+            )
         value, valid = value
     if value.ndim == width == 1:  # what collate makes of bare numbers
         value = value.unsqueeze(1)

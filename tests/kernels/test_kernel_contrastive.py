@@ -53,6 +53,23 @@ def test_anchors_that_start_elsewhere():
         torch.testing.assert_close(one, other)
 
 
+def test_what_does_not_count_reaches_no_gradient():
+    leaves = [torch.randn(3, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)]
+    used, real = torch.tensor([True, True, False]), torch.tensor([True, True, False, False])
+    labels = torch.zeros(4, dtype=torch.int64)
+    rows, columns = (
+        torch.where(counts.unsqueeze(1), x, torch.nan)
+        for x, counts in zip(leaves, (used, real), strict=True)
+    )
+    results = []
+    for backend in ("torch", "triton"):
+        arguments = (rows, columns, labels[:3], labels, used, real)
+        loss, _ = functional.class_contrastive(*arguments, backend=backend)
+        results.append((loss, *torch.autograd.grad(loss.sum(), leaves, retain_graph=True)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_float_labels():
     embeddings, labels = torch.randn(6, 2, 8), torch.tensor([0.0, -0.0, 1.0, 1.0, torch.nan, 0.5])
     one, other = (

@@ -204,7 +204,7 @@ def test_capture_into_a_cuda_graph():
         return out, readout, one_bank
 
     with torch.no_grad():
-        expected = run()  # compiles, and puts the modality table on the device
+        expected = run()  # compiles
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             found = run()

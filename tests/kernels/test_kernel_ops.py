@@ -285,7 +285,7 @@ def test_reasons():
     assert "head width 192 > 128" in why("presence_attention", torch.ones(1, 2, 1, 192).half())
     assert "head width 80 > 64" in why("presence_attention", torch.ones(1, 2, 1, 80))
     assert "513 tokens > 512" in why("presence_attention", torch.ones(1, 513, 1, 8))
-    assert "63 modalities > 62" in why("presence_attention", x, num_modalities=63)
+    assert why("presence_attention", x, num_modalities=63) == "allow of 63 modalities > 62"
     assert why("retrieve", x, k=100) == "k=100 > 64"
     assert "k=None" in why("retrieve", x, k=None)
     with torch._subclasses.FakeTensorMode():
@@ -301,6 +301,73 @@ def test_a_number_of_held_slots_is_not_copied_to_the_device(monkeypatch):
     expected = retrieve(bank, bank, held=torch.tensor(5))
     monkeypatch.delattr(torch, "tensor")
     torch.testing.assert_close(retrieve(bank, bank, held=5), expected)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_attention_keeps_no_table_and_copies_none_to_the_device(allowed, monkeypatch):
+    """A copy waits for the device; what a CUDA graph made may not be read after it."""
+    q, k, v, present = tokens()
+    options = {"allow": torch.tensor([[True, False], [True, True]]) if allowed else None}
+    expected = attention(q, k, v, present, backend="torch", **options)
+    for name in ("tensor", "as_tensor"):
+        monkeypatch.delattr(torch, name)
+    torch.testing.assert_close(attention(q, k, v, present, **options), expected)
+    from mmfusion.kernels import presence_attention as launchers
+
+    assert not [name for name, x in vars(launchers).items() if hasattr(x, "cache_info")]
+
+
+def test_long_sequences_take_the_kernel_and_one_graph():
+    torch._dynamo.reset()
+    layer = PresenceAttention(16, 2, backend="triton")
+    plain = PresenceAttention(16, 2, backend="torch")
+    plain.load_state_dict(layer.state_dict())
+    for n in (63, 70):
+        x, attend = torch.randn(2, n, 16), torch.rand(2, n) > 0.5
+        torch.testing.assert_close(layer(x, x, attend), plain(x, x, attend))
+    shapes = ({1: torch.export.Dim("N", min=2, max=512)},) * 3
+    torch.export.export(layer.eval(), (x, x, attend), dynamic_shapes=shapes)
+
+
+def old_device(monkeypatch):
+    def old(_device):
+        torch._dynamo.graph_break()  # as asking a device is: a graph keeps the answer instead
+        return 7, 5
+
+    old.__dict__.update(vars(functional._capability))
+    monkeypatch.setattr(functional, "_capability", old)
+
+
+def test_an_old_device_falls_back_in_a_compiled_graph_too(monkeypatch):
+    torch._dynamo.reset()
+    old_device(monkeypatch)
+    from mmfusion import kernels
+
+    for name in kernels.__all__:
+        monkeypatch.delattr(kernels, name)
+    query, keys = torch.randn(3, 8), torch.randn(9, 8)
+    q, k, v, present = tokens()
+
+    def step(q, query):
+        found = attention(q, k, v, present, backend="auto").sum()
+        return found + retrieve(query, keys, backend="auto").sum()
+
+    for run in (step, torch.compile(step, fullgraph=True, backend="eager")):
+        assert run(q, query).isfinite()
+    with pytest.raises(ValueError, match=r"capability 7\.5 < 8\.0.*Use backend='auto'"):
+        retrieve(query, keys)
+
+
+def test_rocm_is_a_reason(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.3")
+    assert functional.why_not_triton("retrieve", torch.randn(3, 8)) == "ROCm is not supported"
+
+
+def test_the_capability_of_a_device_that_is_there(monkeypatch):
+    assert functional._capability(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert functional._capability(torch.device("cuda:0")) == (7, 5)
 
 
 def test_reasons_without_a_gpu(monkeypatch):

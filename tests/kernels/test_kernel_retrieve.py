@@ -261,3 +261,27 @@ def test_what_is_not_wanted_may_hold_anything(junk):
     assert bool((dq[1] == 0).all())
     for x in (readout, dq, dk):
         assert bool(x.isfinite().all())
+
+
+def test_a_long_query_in_a_half_precision_bank():
+    query = torch.tensor([[1e5, 1.0], [torch.nan, 1.0]], requires_grad=True)
+    keys = torch.tensor([[0.0, 1.0], [1.0, 0.5]]).half()
+    wanted = torch.tensor([True, False])
+    results = []
+    for backend in ("torch", "triton"):
+        found = functional.retrieve(
+            query, keys, k=2, temperature=0.5, wanted=wanted, backend=backend
+        )
+        results.append((*found, *torch.autograd.grad(found[0].sum(), query)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one.isfinite().all()
+
+
+def test_kept_norms_of_keys_that_learn_are_not_used():
+    query, keys = torch.tensor([[1.0, 0.2]]), torch.eye(2).requires_grad_()
+    for backend in ("torch", "triton"):
+        found = functional.retrieve(
+            query, keys, k=1, temperature=1.0, key_scale=torch.tensor([1.0, 1e3]), backend=backend
+        )
+        assert found[2].item() == 0

@@ -116,6 +116,34 @@ def test_modality_weights_say_where_a_query_looks():
     close(weights[0, :, 1], share[0])
 
 
+class Counting:
+    """A compiler backend that counts the graphs it is given."""
+
+    graphs = 0
+
+    def __call__(self, graph, _inputs):
+        self.graphs += 1
+        return graph
+
+
+def test_one_graph_serves_every_number_of_keys():
+    torch._dynamo.reset()
+    attention, backend = made(), Counting()
+    compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend=backend)
+    for n in range(3, 14):
+        x, attend = torch.randn(2, n, 8), torch.rand(2, n) < 0.5
+        close(compiled(x, x, attend), attention(x, x, attend))
+    assert backend.graphs == 1
+
+
+def test_export_has_a_dynamic_number_of_keys():
+    x, attend = torch.randn(2, 5, 8), torch.rand(2, 5) < 0.5
+    keys = {1: torch.export.Dim("N", max=4096)}
+    exported = torch.export.export(made(), (x, x, attend), dynamic_shapes=(keys,) * 3).module()
+    x, attend = torch.randn(2, 700, 8), torch.rand(2, 700) < 0.5
+    assert exported(x, x, attend).shape == (2, 700, 8)
+
+
 def test_the_backend_is_handed_on():
     attention = made(backend="triton")
     x = torch.randn(1, 2, 8)

@@ -240,7 +240,10 @@ def test_every_part_of_the_cascade_learns():
             r"\(4, 3, 2, 8\).*M = 2.*Rebuild",
         ),
         (lambda: made()(TOKENS[:, :2], CONTEXT, PRESENT[:, :2]), r"\(3, 2, 8\).*Rebuild"),
-        (lambda: made()(TOKENS, CONTEXT, PRESENT[:, :2]), r"present \(4, 2\).*Rebuild"),
+        (
+            lambda: made()(TOKENS, CONTEXT, PRESENT[:, :2]),
+            r"present is \(4, 2\).*= \(4, 3\).*reshape it",
+        ),
     ],
 )
 def test_refusals(call, pattern):
