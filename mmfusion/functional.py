@@ -61,9 +61,9 @@ def retrieve(
             to keep a query from every slot with its own id (negative ids match nothing).
         wanted: Queries that are False are not answered: zeros, weight 0, index -1.
         similarity: ``"cosine"`` or ``"dot"``. A vector shorter than 1e-12 has cosine 0; lengths up
-            to 1e19, and products up to 1e38, fit into fp32.
-        key_scale: Inverse norms of the keys, if the caller keeps them, to choose slots by; None, or
-            keys that require a gradient, computes them.
+            to 1e19, and products over the temperature up to 1e38, fit into fp32.
+        key_scale: Inverse norms of the keys, if the caller keeps them; None, or keys that require a
+            gradient, computes them. In forward mode they are constants.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``.
 
     Returns:

@@ -69,19 +69,18 @@ def retrieve(
         found = _read_all(wide, keys, values, temperature, held, exclude, wanted, similarity)
     else:
         learns = torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad)
-        again = learns or key_scale is not None  # kept norms choose slots, and have no derivative
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not again):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not learns):
             scores, slots = _select(wide, keys, k, held, exclude, similarity, key_scale)
         whole = held is None and exclude is None and k <= keys.shape[1]
         allowed = _both(None if whole else scores > -torch.inf, wanted, slots)
         near = None
-        if again:  # score what was chosen again, so that autograd sees k slots and not S
+        if learns:  # score what was chosen again, so that autograd sees k slots and not S
             near = _take(keys, slots, allowed).to(precision)  # (M, Q, k, D)
             ruler = unit(near) if similarity == "cosine" else near
             scores = (ruler @ wide.unsqueeze(-1)).squeeze(-1)
         if near is None or values is not None:
             near = _take(keys if values is None else values, slots, allowed).to(precision)
-        weights = masked_softmax(_cooled(scores, temperature, similarity, allowed), allowed)
+        weights = masked_softmax(scores / temperature, allowed)
         found = (weights.unsqueeze(-2) @ near).squeeze(-2), weights, slots, allowed
     readout, weights, slots, allowed = found
     indices = slots if allowed is None else torch.where(allowed, slots, -1)
@@ -115,17 +114,8 @@ def _read_all(
     keys = _blank(keys, held).to(query.dtype)
     source = keys if values is None else _blank(values, held).to(query.dtype)
     scores = query @ (unit(keys) if similarity == "cosine" else keys).mT  # (M, Q, S)
-    weights = masked_softmax(_cooled(scores, temperature, similarity, allowed), allowed)
+    weights = masked_softmax(scores / temperature, allowed)
     return weights @ source, weights, slots, allowed
-
-
-def _cooled(scores: Tensor, temperature: float, similarity: str, allowed: Tensor | None) -> Tensor:
-    """Scores over temperature; products relative to the best allowed, so that none overflows."""
-    if similarity == "dot":
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-        scores = scores - scores.detach().amax(-1, keepdim=True)
-    return scores / temperature
 
 
 def _both(allowed: Tensor | None, wanted: Tensor | None, slots: Tensor) -> Tensor | None:

@@ -99,7 +99,14 @@ class LateFusion(nn.Module):
         out = out._replace(evidence=said.evidence)
         if labels is not None:
             check_labels(labels, said.logits, self.target, check_values=self.check_values)
-            loss = evidence_loss(said.scores, labels, visible, self.target, gather=self.training)
+            loss = evidence_loss(
+                said.scores,
+                labels,
+                visible,
+                self.target,
+                gather=self.training,
+                check_values=False,  # they were looked at
+            )
             out = with_losses(self, out, labels, task=loss)
             if self.training:
                 self.evidence.count(labels, is_known(labels))
