@@ -38,7 +38,8 @@ def test_every_method_takes_the_same_path(method):
     assert_allclose(probabilities.sum(1), 1)
     assert_array_equal(probabilities, model.predict_proba(inputs, present))
     assert model.transform(inputs).shape == (60, 16)
-    kinds = {"fusion"} | ({"evidence", "linear", "forest"} if method == "CMML" else set())
+    shallow = {"linear", "forest", "discriminant"}
+    kinds = {"fusion"} | ({"evidence"} | shallow if method == "CMML" else set())
     assert set(model.decisions_["weights"]) == kinds
 
 
