@@ -417,6 +417,17 @@ def test_shallow_evidence_is_what_was_asked_for(method, shallow):
     assert np.isfinite(model.predict_proba(inputs)).all()
 
 
+def test_a_discriminant_is_for_classes():
+    inputs, y, _ = made()
+    model = CMMLRegressor(**SMALL).fit(inputs, y)
+    assert sorted(model.decisions_["weights"]) == ["evidence", "forest", "fusion", "linear"]
+    with pytest.raises(ValueError, match=r"shallow=\('discriminant',\): for regression.*Name"):
+        CMMLRegressor(shallow=("discriminant",), **SMALL).fit(inputs, y)
+    labels = np.stack([y == 0, y == 1], 1).astype(int)
+    many = CMMLClassifier(shallow=("discriminant",), **SMALL).fit(inputs, labels)
+    assert np.isfinite(many.predict_proba(inputs)).all()
+
+
 def test_a_modality_without_a_row_is_refused_and_an_unknown_one_too():
     inputs, y, _ = made()
     with pytest.raises(ValueError, match=r"inputs\['photo'\] is None.*Leave it out"):
