@@ -130,7 +130,7 @@ def subset_name(names: Sequence[str], pattern: Sequence[bool]) -> str:
 
 
 def calibration_axes(target: str) -> tuple[str, str]:
-    """What a calibration compares; beyond several classes it is of the label, not of the decision.
+    """What a calibration compares: of several classes the decision, else each label by itself.
 
     Example:
         >>> calibration_axes("multiclass"), calibration_axes("binary")

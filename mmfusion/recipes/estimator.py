@@ -22,7 +22,7 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
 
     An ensemble by cross-fitting: each of ``num_members`` models is trained without one fold, and
     the rows left out decide how far to trust the fused vector, each modality's own evidence, and
-    linear models and forests of each modality (``decisions_`` says what came out). Features are
+    shallow models of each modality (``decisions_`` says what came out). Features are
     standardised, and projected on principal components where wide, on observed training rows alone;
     forests get them before that projection. Rows outside ``fit`` decide nothing; the same
     ``random_state`` gives the same predictions.
