@@ -49,7 +49,7 @@ class MemoryBank(nn.Module):
         num_labels: Width of a label row: 1 for a class number or one target, else ``Y``.
         sync: ``"gather"`` exchanges rows over ranks in ``write``; ``"local"`` keeps a bank per
             rank, and needs DDP's ``broadcast_buffers=False``, which else copies rank 0's.
-        check_values: Refuse observed NaN and Inf, and negative ids, in ``write``. It waits for a
+        check_values: Refuse observed NaN and Inf, and ids below -1, in ``write``. It waits for a
             GPU.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``, as in ``functional.retrieve``.
         device: Where the slots live.
@@ -59,7 +59,7 @@ class MemoryBank(nn.Module):
     Shape:
         - ``vectors``: ``(B, M, D)``; ``query``, readout: ``(B, M, D)`` or ``(B, M, L, D)``
         - ``present``: ``(B, M)``, True where the modality was observed
-        - ``sample_ids``: ``(B,)``, int64, not negative; ``labels``: ``(B,)`` or ``(B, Y)``
+        - ``sample_ids``: ``(B,)``, int64, -1 is none; ``labels``: ``(B,)`` or ``(B, Y)``
 
     Raises:
         ValueError: If ``num_neighbours`` is not in ``1..num_slots``, or a tensor is not ``D`` wide.
@@ -315,10 +315,10 @@ def _check_rows(
 
 
 def _check_values(vectors: Tensor, present: Tensor, sample_ids: Tensor | None) -> None:
-    if sample_ids is not None and bool((sample_ids < 0).any()):
+    if sample_ids is not None and bool((sample_ids < -1).any()):
         raise ValueError(
-            f"sample_ids hold {sample_ids.min().item()}: ids count from 0, and a negative one "
-            "would match no query. Number the samples, or pass None."
+            f"sample_ids hold {sample_ids.min().item()}: ids count from 0, -1 is none, and another "
+            "negative one would match no query. Number the samples, or pass None."
         )
     bad = present & ~vectors.isfinite().all(-1)
     if bool(bad.any()):
