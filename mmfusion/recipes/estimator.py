@@ -69,7 +69,7 @@ class CMMLClassifier(ClassifierMixin, Ensemble):  # type: ignore[misc]
         >>> model.predict_proba({"photo": None, "table": inputs["table"]}).shape
         (60, 2)
         >>> sorted(model.decisions_["weights"])
-        ['evidence', 'forest', 'fusion', 'linear']
+        ['discriminant', 'evidence', 'forest', 'fusion', 'linear']
 
     References:
         CMML: arXiv 2605.25968. Shallow evidence, cross-fitting and the mixture are our design.
